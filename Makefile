@@ -1,0 +1,40 @@
+# `make sweep` runs the main job, `make test` the tests; both set everything up first.
+PYTHON ?= python3
+SPACE ?= search_spaces/quickstart.yaml
+BIN := .venv/bin
+
+.PHONY: sweep test check lint types directions lock clean
+
+sweep: .venv/ready
+	$(BIN)/altgrad sweep $(SPACE)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: lint types directions test
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+directions: .venv/ready
+	$(BIN)/lint-imports
+
+.venv/ready: requirements.lock pyproject.toml
+	@echo "setting up .venv (the first time takes a minute or two: PyTorch and Ray are large)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "altgrad needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Needs uv. The lock is universal (every platform and Python that pyproject.toml admits) and names no index.
+lock:
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+		--group dev pyproject.toml --output-file requirements.lock --upgrade
+
+clean:
+	rm -rf .venv
