@@ -34,7 +34,9 @@ class FP8Format:
 
     def __post_init__(self) -> None:
         if self.exponent_bits < 0 or self.mantissa_bits < 0:
-            raise ValueError(f"{self.name}: field widths must not be negative, got {self.exponent_bits=}, {self.mantissa_bits=}")
+            raise ValueError(
+                f"{self.name}: field widths must not be negative, got {self.exponent_bits=}, {self.mantissa_bits=}"
+            )
         if self.has_inf and not self.has_nan:
             raise ValueError(f"{self.name}: a format with infinity has NaN too")
 
@@ -99,6 +101,8 @@ class FP8Format:
     def to_bits(self, value: float) -> int:
         """The code of the value nearest to ``value``, ties to the even significand; beyond the largest it saturates.
 
+        Infinity saturates too, even where the format has one; only float32 itself, which changes nothing, keeps it.
+
         Raises:
             ValueError: ``value`` is NaN and the format has none.
         """
@@ -108,6 +112,8 @@ class FP8Format:
                 raise ValueError(f"{self.name} has no code for NaN")
             return sign | ((1 << (self.bits - 1)) - 1)
         magnitude = abs(value)
+        if self.is_identity and math.isinf(magnitude):
+            return sign | (self.max_code + 1)
         if magnitude >= self.max_representable_value:
             return sign | self.max_code
         lowest = 1 - self.bias

@@ -45,7 +45,7 @@ class FormatNumbers(NamedTuple):
 
     def view(self, *shape: int) -> "FormatNumbers":
         """The same numbers, each tensor reshaped."""
-        return FormatNumbers(*(tensor.view(shape) for tensor in self[:-1]), tall=self.tall)
+        return FormatNumbers._make([*(tensor.view(shape) for tensor in self[:-1]), self.tall])
 
 
 def format_numbers(formats: Sequence[FP8Format], device: torch.device | str | None = None) -> FormatNumbers:
@@ -55,15 +55,15 @@ def format_numbers(formats: Sequence[FP8Format], device: torch.device | str | No
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     rounded = [not format.is_identity for format in formats]
-    largest = [format.max_representable_value if keep else float("inf") for format, keep in zip(formats, rounded, strict=True)]
+    largest = [float("inf") if format.is_identity else format.max_representable_value for format in formats]
     return FormatNumbers(
         max_value=torch.tensor(largest, dtype=torch.float32, device=device),
         max_rung=ints([format.max_code for format in formats]),
         mantissa_bits=ints([format.mantissa_bits for format in formats]),
         bias=ints([format.bias for format in formats]),
         exponent_mask=ints([_EXPONENT_FIELD * keep for keep in rounded]),
-        min_exponent=ints([((128 - format.bias) << 23) * keep for format, keep in zip(formats, rounded, strict=True)]),
-        magic_shift=ints([((23 - format.mantissa_bits) << 23) * keep for format, keep in zip(formats, rounded, strict=True)]),
+        min_exponent=ints([0 if format.is_identity else (128 - format.bias) << 23 for format in formats]),
+        magic_shift=ints([0 if format.is_identity else (23 - format.mantissa_bits) << 23 for format in formats]),
         magic_half=ints([_HALF * keep for keep in rounded]),
         tall=any(1e30 < value < float("inf") for value in largest),
     )
@@ -132,10 +132,20 @@ def rung_to_value(rung: Tensor, n: FormatNumbers) -> Tensor:
     return significand.to(torch.float32) * power * torch.sign(rung)
 
 
+def power_of_two(exponent: Tensor) -> Tensor:
+    """``2**exponent`` of int32 exponents in -252..254, exact on every device; out of float32's range it is 0 or inf."""
+    half = exponent >> 1
+    return ((half + 127) << 23).view(torch.float32) * ((exponent - half + 127) << 23).view(torch.float32)
+
+
 def rung_spacing(v: Tensor, n: FormatNumbers) -> Tensor:
-    """The distance between neighbouring grid values (one rung) in the binade of each value, subnormals included."""
+    """The distance between neighbouring grid values (one rung) in the binade of each value, subnormals included.
+
+    In a float32 lane it is float32's own spacing. Undefined for NaN.
+    """
     v = v.clamp(-n.max_value, n.max_value)
-    return torch.exp2((_binade(v, n) >> 23) - 127.0 - n.mantissa_bits)
+    binade = torch.maximum(v.view(torch.int32) & _EXPONENT_FIELD, n.min_exponent.clamp_min(1 << 23))
+    return power_of_two((binade >> 23) - 127 - n.mantissa_bits)
 
 
 def _mix(h: Tensor) -> Tensor:

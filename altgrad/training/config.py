@@ -116,6 +116,8 @@ class RunConfig:
     grad_clip: float = 1.0
     #: ManifoldAdamW: what the grid's spacing multiplies.
     precondition: Literal["gradient", "update"] = "gradient"
+    #: ManifoldAdamW with ``precondition: update``: peak rungs a step of quantized matrices (``lr`` moves the rest).
+    rung_lr: float = 0.1
     #: GridOptim: rungs a unit of velocity.
     grid_scale: float = 6.0
     grid_momentum: float = 0.9
@@ -130,6 +132,9 @@ class RunConfig:
     eval_batches: int = 20
     #: Steps between checkpoints (taken at reports); 0 takes none.
     checkpoint_interval: int = 500
+
+    #: Compile the forward and backward pass: faster on long runs, last bits may differ from eager.
+    compile: bool = False
 
     #: ``stdlib``, a text file, a folder of text, a ``.bin`` of uint16 tokens, or a ``.parquet``/``.jsonl`` file.
     corpus: str = "stdlib"
@@ -165,7 +170,7 @@ class RunConfig:
 #: Fields in which the lanes of one program may differ; all others decide its shape or its schedule.
 LANE_FIELDS: frozenset[str] = frozenset(
     {"format", "storage", "layers", "gradient_format", "seed", "lr", "min_lr_ratio", "beta1", "beta2", "eps"}
-    | {"weight_decay", "grad_clip", "grid_scale", "grid_momentum", "rung_clip"}
+    | {"weight_decay", "grad_clip", "rung_lr", "grid_scale", "grid_momentum", "rung_clip"}
 )
 
 
@@ -221,7 +226,7 @@ def _out_of_range(c: RunConfig) -> typing.Iterator[Problem]:
             yield Problem(("model", key), f"must be at least 1, got {getattr(c.model, key)}")
     if c.ranks.interval < 1:
         yield Problem(("ranks", "interval"), f"must be at least 1, got {c.ranks.interval}")
-    for key in ("lr", "eps", "grid_scale"):
+    for key in ("lr", "eps", "rung_lr", "grid_scale"):
         if getattr(c, key) <= 0:
             yield Problem((key,), f"must be above zero, got {getattr(c, key)}")
     for key in ("weight_decay", "grad_clip"):

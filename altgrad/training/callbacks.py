@@ -1,0 +1,148 @@
+"""Observers of the loop: what flips, how ranks move, and when a falling rank is worth a warning."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from altgrad.quantization.kernels import uniform_bits
+from altgrad.quantization.rank_health import RankTrendDetector, power_iteration, spectral_stats
+from altgrad.training.config import RankConfig
+from altgrad.training.metrics import discrete_metrics
+from altgrad.training.optimizer import UPDATE_THRESHOLD
+from altgrad.training.precision import Transition, WeightGrid
+from altgrad.training.weights import Stack, lane_sum
+
+
+class FlipObserver:
+    """Counts what happens to the codes of one stack."""
+
+    def __init__(self, stack: Stack, grid: WeightGrid) -> None:
+        self._numbers = grid.numbers
+        undefined = torch.tensor([f.is_identity for f in grid.formats], device=stack.stored.device)
+        self._undefined = torch.where(undefined, float("nan"), 0.0).double()
+        #: Direction of each element's last flip: -1, 0 (never) or 1, ``(n, L, in, out)``.
+        self.direction = torch.zeros_like(stack.stored, dtype=torch.int8)
+
+    def observe(self, transition: Transition, gradient: Tensor) -> dict[str, Tensor]:
+        """Columns of one step, float64 ``(n, L)``; NaN for lanes whose weights have no codes."""
+        direction = torch.sign(transition.after.to(torch.int32) - transition.before.to(torch.int32)).to(torch.int8)
+        metrics = discrete_metrics(
+            transition, gradient.abs() > UPDATE_THRESHOLD, self._numbers, direction * self.direction == -1
+        )
+        self.direction = torch.where(direction != 0, direction, self.direction)
+        return {name: values + self._undefined for name, values in metrics.items()}
+
+
+class RankObserver:
+    """Follows the ranks of one stack: stable rank at every step, whole spectra at intervals."""
+
+    def __init__(self, stack: Stack) -> None:
+        columns = stack.stored.shape[-1]
+        start = uniform_bits(torch.zeros(1, dtype=torch.int32, device=stack.stored.device), columns)[0] - 0.5
+        start = start / start.norm()
+        #: Estimate of the leading right singular vector, ``(n, L, out)``.
+        self.vector = start.expand(*stack.stored.shape[:2], -1).contiguous()
+
+    def observe(self, stack: Stack) -> dict[str, Tensor]:
+        """Stable rank by one warm-started power iteration (arXiv 1906.04659), float64 ``(n, L)``."""
+        sigma, self.vector = power_iteration(stack.stored, self.vector)
+        return {"stable_rank": lane_sum(stack.stored.square()) / sigma.double().square()}
+
+    @staticmethod
+    def spectra(stack: Stack) -> dict[str, Tensor]:
+        """Exact ranks of the stored and of the working weights, float64 ``(n, L)``."""
+        stored = spectral_stats(stack.stored)
+        same = stack.working is stack.stored
+        working = stored if same else spectral_stats(stack.working)
+        return {
+            "exact_stable_rank": stored.stable_rank.double(),
+            "effective_rank": stored.effective_rank.double(),
+            "spectral_norm": stored.spectral_norm.double(),
+            "quantized_stable_rank": working.stable_rank.double(),
+            "quantized_effective_rank": working.effective_rank.double(),
+            "quantized_spectral_norm": working.spectral_norm.double(),
+        }
+
+
+#: The columns of `RankObserver.spectra`, NaN between rank checks.
+SPECTRA = (
+    *("exact_stable_rank", "effective_rank", "spectral_norm"),
+    *("quantized_stable_rank", "quantized_effective_rank", "quantized_spectral_norm"),
+)
+
+
+class RankAlarm(NamedTuple):
+    """A matrix whose effective rank fell too far."""
+
+    matrix: str
+    #: Its effective rank.
+    value: float
+    #: What that was held against: the control's at the same step, or its own at the start.
+    reference: float
+    #: The share it may lose.
+    threshold: float
+    message: str
+
+
+class RankWatch:
+    """Watches the effective ranks of one lane against a reference, each matrix with its own threshold.
+
+    What is watched is the ratio to the reference, smoothed. Against the control the ratio is held against one; against
+    the run's own start, the reference of each matrix is its rank at the first check.
+    """
+
+    def __init__(self, config: RankConfig, aliases: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        """``aliases``: further names of matrices, so that a tied head is watched as a head."""
+        self._config = config
+        self._aliases = dict(aliases or {})
+        self._detectors: dict[str, RankTrendDetector] = {}
+        self._initial: dict[str, float] = {}
+
+    def threshold(self, matrix: str) -> float:
+        """The share of its reference that a matrix may lose."""
+        names = self._aliases.get(matrix, (matrix,))
+        critical = any(part in name for part in self._config.critical_layers for name in names)
+        return self._config.warn_threshold * (self._config.critical_multiplier if critical else 1.0)
+
+    def check(self, step: int, ranks: Mapping[str, float], control: Mapping[str, float] | None = None) -> list[RankAlarm]:
+        """The warnings of one check.
+
+        Args:
+            step: when the ranks were measured; before the warm-up nothing is decided.
+            ranks: effective rank by matrix.
+            control: the control's at the same step; None holds the run against its own start.
+        """
+        if step < self._config.warmup_steps:
+            return []
+        alarms = []
+        for matrix, rank in ranks.items():
+            reference = self._initial.setdefault(matrix, rank) if control is None else control.get(matrix, math.nan)
+            ratio = rank / reference if reference > 0 else math.nan
+            if not math.isfinite(ratio):
+                continue
+            threshold = self.threshold(matrix)
+            fresh = RankTrendDetector(alpha=self._config.alpha, threshold_pct=threshold, baseline=1.0)
+            if self._detectors.setdefault(matrix, fresh).update(ratio) is not None:
+                against = "its start" if control is None else "the control"
+                message = (
+                    f"{matrix}: effective rank {rank:.3g} at step {step}, {against} has {reference:.3g}; "
+                    f"{threshold:.0%} may be lost"
+                )
+                alarms.append(RankAlarm(matrix, rank, reference, threshold, message))
+        return alarms
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """What must survive a restart."""
+        emas = {name: detector.ema for name, detector in self._detectors.items() if detector.ema is not None}
+        return {"ema": emas, "initial": dict(self._initial)}
+
+    def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Take back what `state` gave."""
+        self._initial = dict(state["initial"])
+        for matrix, ema in state["ema"].items():
+            detector = RankTrendDetector(alpha=self._config.alpha, threshold_pct=self.threshold(matrix), baseline=1.0)
+            detector.ema = ema
+            self._detectors[matrix] = detector

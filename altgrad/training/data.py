@@ -1,0 +1,187 @@
+"""Text to tokens to batches. A batch is a function of a lane's seed and the step alone, so nothing needs to be resumed."""
+
+import functools
+import hashlib
+import json
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Reads the text of a file format: (file, text column) -> text.
+Reader = Callable[[Path, str], str]
+
+_TRAIN_SHARE = 0.9
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be read or is too small."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens of a text, split in front of its last tenth (or as its files were)."""
+
+    #: uint16 or int32, one dimension.
+    train: Tensor
+    validation: Tensor
+    #: Number of different tokens a model must know.
+    vocabulary: int
+    #: sha256 over vocabulary and tokens.
+    hash: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in both parts."""
+        return len(self.train) + len(self.validation)
+
+
+@functools.lru_cache(maxsize=2)
+def load_corpus(
+    corpus: str, tokens: str = "byte", text_column: str = "text", readers: tuple[tuple[str, Reader], ...] = ()
+) -> Corpus:
+    """Read and tokenise a corpus; the last ones read are kept in memory.
+
+    Args:
+        corpus: ``stdlib`` (the running interpreter's own library), a text file, a folder of text files, a ``.jsonl``
+            file, or a ``.bin`` of uint16 tokens as nanoGPT writes them (``val.bin`` beside ``train.bin`` is used).
+        tokens: ``byte`` (256 of them) or ``char`` (as many as the text has different ones).
+        text_column: which column of a JSONL file, or of a format in ``readers``.
+        readers: further file formats, as pairs of suffix and reader.
+
+    Raises:
+        CorpusError: missing, unreadable or empty.
+    """
+    if corpus.endswith(".bin"):
+        return _from_bin(Path(corpus))
+    text = _text(corpus, text_column, dict(readers))
+    if tokens == "byte":
+        ids, vocabulary = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16), 256
+    else:
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        alphabet, inverse = np.unique(points, return_inverse=True)
+        ids, vocabulary = inverse.astype(np.int32), len(alphabet)
+    cut = int(len(ids) * _TRAIN_SHARE)
+    return _corpus(ids[:cut], ids[cut:], vocabulary)
+
+
+def check_length(corpus: Corpus, block_size: int) -> None:
+    """Raises CorpusError where one of the two parts is shorter than one block and its target."""
+    for part, ids in (("training", corpus.train), ("validation", corpus.validation)):
+        if len(ids) <= block_size:
+            raise CorpusError(
+                f"the {part} part of the corpus has {len(ids)} tokens, but one block needs {block_size + 1}: "
+                "use a longer text or a smaller model.block_size"
+            )
+
+
+def _corpus(train: np.ndarray, validation: np.ndarray, vocabulary: int) -> Corpus:
+    digest = hashlib.sha256(str(vocabulary).encode())
+    for ids in (train, validation):
+        digest.update(np.ascontiguousarray(ids, dtype="<i4").tobytes())
+        digest.update(b"|")
+    return Corpus(torch.from_numpy(train.copy()), torch.from_numpy(validation.copy()), vocabulary, digest.hexdigest())
+
+
+def _from_bin(path: Path) -> Corpus:
+    beside = path.with_name("val.bin")
+    try:
+        train = np.fromfile(path, dtype="<u2")
+        if path.name == "train.bin" and beside.exists():
+            validation = np.fromfile(beside, dtype="<u2")
+        else:
+            cut = int(len(train) * _TRAIN_SHARE)
+            train, validation = train[:cut], train[cut:]
+    except OSError as error:
+        raise CorpusError(f"cannot read corpus {path}: {error.strerror}") from error
+    if not len(train):
+        raise CorpusError(f"corpus {path} holds no tokens")
+    return _corpus(train, validation, int(max(train.max(), validation.max(initial=0))) + 1)
+
+
+def _text(corpus: str, text_column: str, readers: Mapping[str, Reader]) -> str:
+    if corpus == "stdlib":
+        return "\n".join(_file_text(path) for path in standard_library())
+    path = Path(corpus).expanduser()
+    if not path.exists():
+        raise CorpusError(f"no corpus at {path}: name a text file or folder, or 'stdlib'")
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        text = "\n".join(_file_text(p) for p in files)
+    elif path.suffix in readers:
+        text = readers[path.suffix](path, text_column)
+    elif path.suffix == ".jsonl":
+        text = "\n".join(_jsonl(path, text_column))
+    else:
+        text = _file_text(path)
+    if not text:
+        raise CorpusError(f"corpus {path} holds no text")
+    return text
+
+
+def standard_library() -> Iterator[Path]:
+    """The source files of the running interpreter's library, in a fixed order; its tests are left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).parts):
+        if not _NOT_LIBRARY & set(path.relative_to(root).parts) and path.is_file():
+            yield path
+
+
+def _file_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _jsonl(path: Path, column: str) -> Iterator[str]:
+    for number, line in enumerate(_file_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CorpusError(f"{path}:{number}: not JSON ({error.msg})") from error
+        if not isinstance(value, dict) or not isinstance(value.get(column), str):
+            raise CorpusError(f"{path}:{number}: no text in column {column!r}; set text_column")
+        yield value[column]
+
+
+class Batches:
+    """Batches of every lane, on the device."""
+
+    def __init__(self, corpus: Corpus, seeds: Sequence[int], batch: int, block: int, device: torch.device) -> None:
+        """Raises CorpusError where the corpus is shorter than a block."""
+        check_length(corpus, block)
+        self._train = corpus.train.to(device)
+        self._validation = corpus.validation.to(device)
+        self._seeds, self._batch, self._block = tuple(seeds), batch, block
+        self._window = torch.arange(block + 1, device=device)
+
+    def train(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a step, each int64 of shape ``(lanes, batch, block)``."""
+        last = len(self._train) - self._block
+        starts = [_generator(seed, step).integers(0, last, size=self._batch) for seed in self._seeds]
+        return self._cut(self._train, torch.from_numpy(np.stack(starts)))
+
+    def validation(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Evenly spaced windows, the same for every lane and at every step, so that losses can be compared in pairs."""
+        last = len(self._validation) - self._block - 1
+        starts = torch.linspace(0, last, batches * self._batch, dtype=torch.float64).long()
+        for part in starts.view(batches, 1, self._batch):
+            yield self._cut(self._validation, part.expand(len(self._seeds), -1))
+
+    def _cut(self, ids: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        windows = ids[starts.to(ids.device).unsqueeze(-1) + self._window].long()
+        return windows[..., :-1], windows[..., 1:]
+
+
+def _generator(seed: int, step: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))

@@ -1,0 +1,180 @@
+"""The state of a program: every lane's weights, codes, moments and observers.
+
+Shapes: L lanes, S matrices of the model, n matrices of a stack.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
+from altgrad.training.callbacks import FlipObserver, RankObserver
+from altgrad.training.config import LANE_FIELDS, ConfigError, Problem, RunConfig
+from altgrad.training.data import Batches, Corpus
+from altgrad.training.metrics import Recorder
+from altgrad.training.model import cross_entropy, forward, initial_parameters
+from altgrad.training.optimizer import LaneOptimizer
+from altgrad.training.precision import Flow, WeightGrid, layer_formats
+from altgrad.training.weights import Stack
+
+Formats = dict[str, tuple[FP8Format, ...]]
+
+
+class Part:
+    """One stack of parameters with all that belongs to it."""
+
+    def __init__(self, stack: Stack, formats: Sequence[FP8Format], index: Sequence[int], configs: Sequence[RunConfig]):
+        """``formats``: one a lane. ``index``: the matrices' places in the model; empty for vectors."""
+        self.stack = stack
+        has_codes = bool(index) and "weights" in configs[0].tensors and not all(f.is_identity for f in formats)
+        #: Codes of the matrices, where any lane has some.
+        self.grid = WeightGrid(stack, formats, index, configs) if has_codes else None
+        self.optimizer = LaneOptimizer(stack, self.grid, configs[0])
+        self.flips = FlipObserver(stack, self.grid) if self.grid else None
+        self.ranks = RankObserver(stack) if stack.is_matrix else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by parameter, lanes first; rungs and working weights follow from it."""
+        state = {"stored": self.stack.stored, **self.optimizer.state}
+        if self.ranks:
+            state["vector"] = self.ranks.vector
+        if self.grid and self.flips:
+            state |= {"direction": self.flips.direction, **self.grid.scaler.tensors()}
+        return _by_name(self.stack.names, state)
+
+
+class Lanes:
+    """All lanes of a program, ready for a step."""
+
+    def __init__(
+        self, keys: Sequence[str], by_key: Mapping[str, RunConfig], corpus: Corpus, device: torch.device
+    ) -> None:
+        """Lanes as at step 0.
+
+        Raises:
+            ConfigError: the lanes cannot share a program, or a layer rule matches nothing.
+            CorpusError: the corpus is too short.
+        """
+        self.keys = tuple(keys)
+        self.configs = [by_key[key] for key in keys]
+        #: What all lanes share.
+        self.config = self.configs[0]
+        _check_shared(self.configs)
+        self.corpus, self.device = corpus, device
+        seeds = [config.seed for config in self.configs]
+        self.batches = Batches(corpus, seeds, self.config.batch_size, self.config.model.block_size, device)
+        by_lane = [layer_formats(config) for config in self.configs]
+        formats: Formats = {name: tuple(lane[name] for lane in by_lane) for name in by_lane[0]}
+        #: The matrices in the order of the model.
+        self.matrices = tuple(formats)
+        self.parts = self._parts(formats, initial_parameters(self.config.model, corpus.vocabulary, seeds))
+        self.activations, self.gradients = self._flows(formats)
+        self.recorder = self._recorder(formats)
+        self.loss = torch.compile(self._loss) if self.config.compile else self._loss
+
+    def _parts(self, formats: Formats, values: Mapping[str, Tensor]) -> list[Part]:
+        """Parameters of equal shape and equal formats make one part."""
+        members: dict[tuple, list[str]] = {}
+        for name, value in values.items():
+            members.setdefault((value.shape, formats.get(name)), []).append(name)
+        place = {name: i for i, name in enumerate(self.matrices)}
+        return [
+            Part(
+                Stack(names, values, self.device),
+                formats.get(names[0], ()),
+                [place[name] for name in names if name in place],
+                self.configs,
+            )
+            for names in members.values()
+        ]
+
+    def _flows(self, formats: Formats) -> tuple[Flow, Flow]:
+        """Activations and gradients, one row a matrix; nothing flows through the position embeddings."""
+        full = [FORMAT_REGISTRY["fp32"]] * len(self.configs)
+        entering = [full if name == "wpe" else lanes for name, lanes in formats.items()]
+        leaving = [
+            [f if f.is_identity else FORMAT_REGISTRY[c.gradient_format] for f, c in zip(lanes, self.configs, strict=True)]
+            for lanes in entering
+        ]
+        kinds = self.config.tensors
+        activations = Flow(entering if "activations" in kinds else [full] * len(formats), self.config, self.device)
+        return activations, Flow(leaving if "gradients" in kinds else [full] * len(formats), self.config, self.device)
+
+    def _recorder(self, formats: Formats) -> Recorder:
+        stacked = [name for part in self.parts if part.ranks for name in part.stack.names]
+        sizes = {name: float(part.stack.stored[0, 0].numel()) for part in self.parts for name in part.stack.names}
+        #: Takes matrices from the order of the parts to that of the model.
+        self.order = torch.tensor([stacked.index(name) for name in self.matrices], device=self.device)
+        elements = torch.tensor([sizes[name] for name in self.matrices], dtype=torch.float64, device=self.device)
+        return Recorder(self.keys, self.matrices, [[f.name for f in lanes] for lanes in formats.values()], elements)
+
+    def begin(self, step: int, training: bool) -> None:
+        """Start a pass over the model."""
+        self.activations.begin(step, training)
+        self.gradients.begin(step, training)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The working weights by name, ``(L, *shape)``."""
+        return {name: leaf for part in self.parts for name, leaf in part.stack.leaves().items()}
+
+    def _loss(self, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each lane, ``(L,)``."""
+
+        def enter(name: str, x: Tensor) -> Tensor:
+            return self.activations.enter(self.matrices.index(name), x)
+
+        def leave(name: str, x: Tensor) -> Tensor:
+            return self.gradients.leave(self.matrices.index(name), x)
+
+        return cross_entropy(forward(weights, inputs, self.config.model, enter, leave), targets)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a later step depends on, by parameter, lanes first; views of the live tensors."""
+        state: dict[str, Tensor] = {}
+        for kind, flow in (("activations", self.activations), ("gradients", self.gradients)):
+            state |= _by_name(self.matrices, {f"{kind}.{k}": tensor for k, tensor in flow.scaler.tensors().items()})
+        for part in self.parts:
+            state |= part.tensors()
+        return state
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the state of `tensors` from elsewhere.
+
+        Raises:
+            ValueError: it is the state of another program.
+        """
+        own = self.tensors()
+        if missing := own.keys() - tensors.keys():
+            raise ValueError(f"the state of another program: it lacks {', '.join(sorted(missing))}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+            for part in self.parts:
+                if part.grid:
+                    part.grid.refresh(part.stack)
+
+    def without(self, ended: set[str], by_key: Mapping[str, RunConfig]) -> "Lanes":
+        """The same program without some lanes."""
+        kept = [i for i, key in enumerate(self.keys) if key not in ended]
+        lanes = Lanes([self.keys[i] for i in kept], by_key, self.corpus, self.device)
+        index = torch.tensor(kept, device=self.device)
+        lanes.load({name: tensor.index_select(0, index) for name, tensor in self.tensors().items()})
+        return lanes
+
+
+def _by_name(names: Sequence[str], stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``{"x": (n, L, ...)}`` as ``{"<name>/x": (L, ...)}``."""
+    return {f"{name}/{kind}": tensor[i] for kind, tensor in stacked.items() for i, name in enumerate(names)}
+
+
+def _check_shared(configs: Sequence[RunConfig]) -> None:
+    first = configs[0].to_dict()
+    differing = {
+        key
+        for config in configs[1:]
+        for key, value in config.to_dict().items()
+        if key not in LANE_FIELDS and value != first[key]
+    }
+    if differing:
+        raise ConfigError([Problem((key,), "must be the same in all lanes of a program") for key in sorted(differing)])

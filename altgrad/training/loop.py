@@ -1,0 +1,146 @@
+"""The training loop. Start reading here: `train` calls `train_step`, and that is all there is.
+
+Shapes: L lanes, S matrices of the model, n matrices of a stack.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from altgrad.training.callbacks import SPECTRA
+from altgrad.training.checkpoint import Checkpoint
+from altgrad.training.config import RunConfig
+from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.lanes import Lanes, Part
+from altgrad.training.metrics import DISCRETE, Rows
+from altgrad.training.optimizer import LaneNumbers
+from altgrad.training.weights import lane_sum, per_lane
+
+#: Hears of every report: (step, rows since the last one) -> keys of lanes that end here, or None.
+Report = Callable[[int, Rows], "set[str] | None"]
+#: Keeps a checkpoint.
+Save = Callable[[Checkpoint], None]
+
+def train(
+    configs: Sequence[RunConfig],
+    report: Report,
+    *,
+    keys: Sequence[str] | None = None,
+    corpus: Corpus | None = None,
+    device: torch.device | str = "cpu",
+    save: Save | None = None,
+    resume: Checkpoint | None = None,
+) -> None:
+    """Train lanes side by side, from the start or from a checkpoint, until all are done or ended.
+
+    Args:
+        configs: one a lane; they may differ in `LANE_FIELDS` only.
+        report: called every ``report_interval`` steps and at the last.
+        keys: names of the lanes in rows; ``lane0``, ``lane1``, ... by default.
+        corpus: read from the configs where not given.
+        device: where to train.
+        save: called with checkpoints, after a report.
+        resume: a checkpoint to go on from.
+
+    Raises:
+        ConfigError: lanes that cannot share a program, layer rules that match nothing.
+        CorpusError: the corpus cannot be read or is too short.
+    """
+    keys = list(keys or (f"lane{i}" for i in range(len(configs))))
+    config = configs[0]
+    corpus = corpus or load_corpus(config.corpus, config.tokens, config.text_column)
+    by_key = dict(zip(keys, configs, strict=True))
+    lanes = Lanes(keys if resume is None else resume.keys, by_key, corpus, torch.device(device))
+    first = 1
+    if resume is not None:
+        lanes.load(resume.tensors)
+        first = resume.step + 1
+    for step in range(first, config.steps + 1):
+        train_step(lanes, step)
+        if step % config.report_interval and step != config.steps:
+            continue
+        rows = lanes.recorder.rows({"val_loss": evaluate(lanes)})
+        ended = report(step, rows) or set()
+        kept = [key for key in lanes.keys if key not in ended]
+        if not kept:
+            return
+        if len(kept) < len(lanes.keys):
+            lanes = lanes.without(ended, by_key)
+        if save is not None and config.checkpoint_interval and step % config.checkpoint_interval == 0:
+            save(Checkpoint(step, lanes.keys, {name: tensor.clone() for name, tensor in lanes.tensors().items()}))
+
+
+def train_step(lanes: Lanes, step: int) -> None:
+    """One optimizer step of every lane (``step`` counts from 1), measured into ``lanes.recorder``."""
+    inputs, targets = lanes.batches.train(step)
+    lanes.begin(step, training=True)
+    for part in lanes.parts:
+        part.stack.gradient.zero_()
+    losses = lanes.loss(lanes.weights(), inputs, targets)
+    losses.sum().backward()
+    with torch.no_grad():
+        numbers = LaneNumbers(lanes.configs, step, lanes.device)
+        norms, total = _clip(lanes, numbers)
+        columns = [_move(part, numbers, step, lanes.config.ranks.interval) for part in lanes.parts]
+        layers = {name: _gather(lanes, [c[name] for c in columns if c]) for name in (*DISCRETE, "scale", "stable_rank", *SPECTRA)}
+        layers["grad_norm"] = norms
+        layers |= _flow_columns(lanes)
+        tokens = torch.full_like(total, float(step * inputs[0].numel()))
+        lr = torch.tensor(numbers.lr, dtype=torch.float64, device=lanes.device)
+        lanes.recorder.add(step, {"loss": losses.detach(), "lr": lr, "grad_norm": total, "tokens": tokens}, layers)
+
+
+def evaluate(lanes: Lanes) -> Tensor:
+    """Validation loss of each lane with quantized weights and activations, scales at rest: ``(L,)``."""
+    lanes.begin(0, training=False)
+    with torch.no_grad():
+        batches = lanes.batches.validation(lanes.config.eval_batches)
+        losses = [lanes.loss(lanes.weights(), inputs, targets) for inputs, targets in batches]
+        return torch.stack(losses, dim=-1).mean(-1)
+
+
+def _clip(lanes: Lanes, numbers: LaneNumbers) -> tuple[Tensor, Tensor]:
+    """Scale each lane's gradient down to its largest norm; the norms before that, ``(S, L)`` and ``(L,)``."""
+    squares = {}
+    for part in lanes.parts:
+        squares |= dict(zip(part.stack.names, lane_sum(part.stack.gradient.square()), strict=True))
+    by_lane = torch.stack([squares[name] for name in sorted(squares)], dim=-1)
+    total = by_lane.sum(-1).sqrt()
+    factor = (numbers.grad_clip / (total.float() + 1e-6)).clamp_max(1.0)
+    for part in lanes.parts:
+        part.stack.gradient.mul_(per_lane(factor, part.stack.gradient))
+    return torch.stack([squares[name] for name in lanes.matrices]).sqrt(), total
+
+
+def _move(part: Part, numbers: LaneNumbers, step: int, rank_interval: int) -> dict[str, Tensor]:
+    """Step, round, observe one part; its matrices' columns, float64 ``(n, L)``, none for vectors."""
+    stack = part.stack
+    scale = part.grid.scaler.scale.double() if part.grid else None
+    part.optimizer.step(stack, numbers, step)
+    transition = part.grid.settle(stack, step) if part.grid else None
+    if part.ranks is None:
+        return {}
+    undefined = torch.full(stack.stored.shape[:2], float("nan"), dtype=torch.float64, device=stack.stored.device)
+    columns = dict.fromkeys((*DISCRETE, *SPECTRA), undefined)
+    columns["scale"] = undefined if scale is None else scale
+    if part.flips and transition:
+        columns |= part.flips.observe(transition, stack.gradient)
+    columns |= part.ranks.observe(stack)
+    if step % rank_interval == 0:
+        columns |= part.ranks.spectra(stack)
+    return columns
+
+
+def _gather(lanes: Lanes, parts: list[Tensor]) -> Tensor:
+    """Columns of the parts as one, ``(S, L)``, in the order of the model."""
+    return torch.cat(parts).index_select(0, lanes.order)
+
+
+def _flow_columns(lanes: Lanes) -> dict[str, Tensor]:
+    return {
+        "activation_saturated": lanes.activations.saturated,
+        "activation_underflowed": lanes.activations.underflowed,
+        "gradient_saturated": lanes.gradients.saturated,
+        "gradient_underflowed": lanes.gradients.underflowed,
+    }

@@ -1,0 +1,154 @@
+"""Measurements of one step as pure functions, and the rows they become."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from altgrad.quantization.kernels import FormatNumbers
+from altgrad.quantization.rank_health import RankHealthMonitor
+from altgrad.training.precision import Transition
+from altgrad.training.weights import count, lane_sum
+
+#: Columns of `discrete_metrics`.
+DISCRETE = (
+    *("updates", "flips", "stall_ratio", "rescale_flips", "oscillations", "rung_distance"),
+    *("weight_saturated", "weight_underflowed"),
+)
+#: Columns of counts that a run's row sums over its matrices.
+COUNTS = ("updates", "flips", "rescale_flips", "oscillations")
+#: Columns of shares that a run's row averages over its matrices, weighted by elements (activations: plainly).
+SHARES = (
+    *("weight_saturated", "weight_underflowed", "activation_saturated", "activation_underflowed"),
+    *("gradient_saturated", "gradient_underflowed"),
+)
+
+
+def discrete_metrics(
+    t: Transition, updated: Tensor, numbers: FormatNumbers, reversed_: Tensor
+) -> dict[str, Tensor]:
+    """Counts of one stack's step, each float64 ``(n, L)``; undefined is NaN.
+
+    Args:
+        t: the rungs before and after.
+        updated: elements whose gradient arrived.
+        numbers: of the lanes' formats.
+        reversed_: elements whose flip undid the direction of their last one.
+    """
+    moved = (t.after.to(torch.int32) - t.before.to(torch.int32)).abs()
+    flipped = moved != 0
+    flips, updates, both = count(flipped), count(updated), count(flipped & updated)
+    size = float(moved[0, 0].numel())
+    lost = (t.after == 0) & (t.unrounded != 0)
+    return {
+        "updates": updates,
+        "flips": flips,
+        "stall_ratio": torch.where(updates > 0, 1 - both / updates, 0.0),
+        "rescale_flips": count(t.settled != t.after),
+        "oscillations": count(reversed_),
+        "rung_distance": lane_sum(moved.to(torch.float32)) / flips,
+        "weight_saturated": count(t.after.abs() >= numbers.max_rung) / size,
+        "weight_underflowed": count(lost) / size,
+    }
+
+
+def pooled(layers: dict[str, Tensor], elements: Tensor) -> dict[str, Tensor]:
+    """One lane's row from its matrices' rows; undefined matrices are left out.
+
+    Sums run along the last axis, so that no lane's order of addition depends on how many lanes there are.
+
+    Args:
+        layers: the matrices' columns, each ``(L, S)`` and contiguous.
+        elements: their sizes, ``(S,)``.
+
+    Returns:
+        columns ``(L,)``; NaN where no matrix has a defined value.
+    """
+    row = {name: _sum(layers[name]) for name in COUNTS}
+    stalled = layers["stall_ratio"] * layers["updates"]
+    row["stall_ratio"] = torch.where(row["updates"] == 0, 0.0, _sum(stalled) / row["updates"])
+    row["rung_distance"] = _sum(layers["rung_distance"] * layers["flips"]) / row["flips"]
+    for name in SHARES:
+        weight = torch.where(layers[name].isnan(), 0.0, elements if name.startswith("weight") else 1.0)
+        row[name] = (layers[name].nan_to_num(0.0) * weight).sum(-1) / weight.sum(-1)
+    for name in ("stable_rank", "effective_rank"):
+        row[f"{name}_mean"] = layers[name].mean(-1)
+        row[f"{name}_min"] = layers[name].amin(-1)
+    return row
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sum over matrices with a defined value; NaN where there is none."""
+    nothing = values.isnan().all(-1)
+    return torch.where(nothing, float("nan"), values.nansum(-1))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive steps of every lane as columns, in the schema's names."""
+
+    steps: dict[str, np.ndarray]
+    layers: dict[str, np.ndarray]
+
+
+class Recorder:
+    """Keeps measurements on their device, step after step, until they are asked for as rows."""
+
+    def __init__(self, keys: Sequence[str], matrices: Sequence[str], formats: Sequence[Sequence[str]], elements: Tensor):
+        """``formats[matrix][lane]``; ``elements``: sizes of the matrices, ``(S,)``."""
+        self._keys, self._matrices, self._formats, self._elements = keys, matrices, formats, elements
+        self._steps: list[int] = []
+        self._lanes: list[dict[str, Tensor]] = []
+        self._layers: list[dict[str, Tensor]] = []
+
+    def add(self, step: int, lanes: dict[str, Tensor], layers: dict[str, Tensor]) -> None:
+        """Take one step: columns ``(L,)`` and ``(S, L)``."""
+        self._steps.append(step)
+        by_lane = {name: values.t().contiguous() for name, values in layers.items()}
+        self._lanes.append(lanes | pooled(by_lane, self._elements))
+        self._layers.append(layers)
+
+    def rows(self, last: dict[str, Tensor]) -> Rows:
+        """Everything since the last call; ``last`` adds columns ``(L,)`` to the last step only."""
+        if not self._steps:
+            return Rows({}, {})
+        lanes, matrices, steps = len(self._keys), len(self._matrices), np.array(self._steps)
+        step_columns: dict[str, np.ndarray] = {
+            "key": np.tile(np.array(self._keys, dtype=object), len(steps)),
+            "step": np.repeat(steps, lanes),
+        }
+        for name in self._lanes[0]:
+            step_columns[name] = torch.stack([row[name] for row in self._lanes]).reshape(-1).double().cpu().numpy()
+        for name, values in last.items():
+            column = np.full((len(steps), lanes), np.nan)
+            column[-1] = values.double().cpu().numpy()
+            step_columns[name] = column.reshape(-1)
+        layer_columns: dict[str, np.ndarray] = {
+            "key": np.tile(np.array(self._keys, dtype=object), len(steps) * matrices),
+            "step": np.repeat(steps, lanes * matrices),
+            "matrix": np.tile(np.repeat(np.array(self._matrices, dtype=object), lanes), len(steps)),
+            "format": np.tile(np.array(self._formats, dtype=object).reshape(-1), len(steps)),
+            "elements": np.tile(np.repeat(self._elements.cpu().numpy(), lanes), len(steps)),
+        }
+        for name in self._layers[0]:
+            layer_columns[name] = torch.stack([row[name] for row in self._layers]).reshape(-1).double().cpu().numpy()
+        self._steps, self._lanes, self._layers = [], [], []
+        return Rows(step_columns, layer_columns)
+
+
+def compute_rank_stats(model: nn.Module) -> dict[str, float]:
+    """Ranks of every matrix of any model as a flat dict.
+
+    Returns:
+        ``stable_rank/<name>``, ``effective_rank/<name>``, and ``.../mean`` and ``.../min`` of both (0.0 without matrices).
+    """
+    layers = RankHealthMonitor().compute_layer_ranks(model)
+    stats: dict[str, float] = {}
+    for kind in ("stable_rank", "effective_rank"):
+        values = [ranks[kind] for ranks in layers.values()]
+        stats |= {f"{kind}/{name}": ranks[kind] for name, ranks in layers.items()}
+        stats[f"{kind}/mean"] = sum(values) / len(values) if values else 0.0
+        stats[f"{kind}/min"] = min(values, default=0.0)
+    return stats

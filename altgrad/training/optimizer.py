@@ -1,0 +1,361 @@
+"""AdamW, ManifoldAdamW and GridOptim: one functional update each, used by public optimizers and by the lane trainer.
+
+The updates work in place on tensors of any shape. Their numbers are floats, or tensors that broadcast against the
+parameters, so that every lane has its own.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from altgrad.quantization.diagnostics import exponent_stiffness
+from altgrad.quantization.formats import FORMAT_REGISTRY
+from altgrad.quantization.kernels import rung_spacing, rung_to_value, stream_keys, uniform_bits
+from altgrad.training.config import RunConfig
+from altgrad.training.precision import GRID_STREAM, WeightGrid
+from altgrad.training.weights import Stack, per_lane
+
+#: A gradient element at or below this is no update.
+UPDATE_THRESHOLD = 1e-10
+
+Number = float | Tensor
+
+
+class AdamNumbers(NamedTuple):
+    """What one step of Adam needs, bias corrections included; floats or tensors."""
+
+    #: lr / (1 - beta1**step)
+    step_size: Number
+    #: sqrt(1 - beta2**step)
+    root_correction: Number
+    #: 1 - lr * weight_decay
+    keep: Number
+    #: 1 - beta1
+    gain1: Number
+    beta2: Number
+    #: 1 - beta2
+    gain2: Number
+    eps: Number
+
+
+def adam_numbers(
+    step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> AdamNumbers:
+    """The numbers of step ``step`` (from 1) of one optimizer."""
+    beta1, beta2 = betas
+    return AdamNumbers(
+        step_size=lr / (1 - beta1**step),
+        root_correction=math.sqrt(1 - beta2**step),
+        keep=1 - lr * weight_decay,
+        gain1=1 - beta1,
+        beta2=beta2,
+        gain2=1 - beta2,
+        eps=eps,
+    )
+
+
+def adamw_(
+    param: Tensor, grad: Tensor, mean: Tensor, square: Tensor, n: AdamNumbers, spacing: Tensor | None = None
+) -> None:
+    """One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101), in place.
+
+    With ``spacing`` the normalised step is multiplied by it, element by element: a learning rate in rungs a step.
+    """
+    param.mul_(n.keep)
+    mean.lerp_(grad, n.gain1)
+    square.mul_(n.beta2).add_(grad * grad * n.gain2)
+    update = mean / ((square.sqrt() / n.root_correction).add_(n.eps))
+    if spacing is not None:
+        update.mul_(spacing)
+    param.sub_(update.mul_(n.step_size))
+
+
+def grid_rungs_(
+    velocity: Tensor, grad: Tensor, uniform: Tensor, momentum: Number, scale: Number, rung_clip: Number
+) -> Tensor:
+    """Accumulate momentum in place and return the whole rungs to descend, int32 in ``[-rung_clip, rung_clip]``.
+
+    ``floor(v + u)`` with ``u`` uniform in [0, 1) rounds ``v`` stochastically, unbiased in rungs.
+    """
+    velocity.mul_(momentum).add_(grad)
+    wanted = (velocity * scale).clamp(-rung_clip, rung_clip)
+    return torch.floor(wanted + uniform).to(torch.int32)
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW, equal to `torch.optim.AdamW`.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step; a closure is evaluated first, with gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, group, self._state_of(param))
+        return loss
+
+    def _state_of(self, param: Tensor) -> dict[str, Any]:
+        state = self.state[param]
+        if not state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        state["step"] += 1
+        return state
+
+    def _update(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        n = adam_numbers(state["step"], group["lr"], group["betas"], group["eps"], group["weight_decay"])
+        adamw_(param, param.grad, state["exp_avg"], state["exp_avg_sq"], n)
+
+
+class ManifoldAdamW(AdamW):
+    """AdamW that knows the spacing of the grid its weights live on.
+
+    ``precondition="gradient"`` multiplies the gradient by the stiffness ``S = 2**(floor(log2|w|) - mantissa_bits)``
+    before the moments. Adam's normalisation undoes most of that. ``precondition="update"`` multiplies the normalised
+    step by the spacing instead, so that ``lr`` counts rungs a step.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate; in rungs with ``precondition="update"``.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay.
+        manifold_aware: False is plain AdamW.
+        mantissa_bits: of the grid.
+        max_stiffness: upper bound of S.
+        precondition: what the spacing multiplies.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        manifold_aware: bool = True,
+        mantissa_bits: int = 2,
+        max_stiffness: float = 1e6,
+        precondition: Literal["gradient", "update"] = "gradient",
+    ) -> None:
+        if precondition not in ("gradient", "update"):
+            raise ValueError(f"precondition must be 'gradient' or 'update', got {precondition!r}")
+        super().__init__(params, lr, betas, eps, weight_decay)
+        self.manifold_aware, self.mantissa_bits, self.max_stiffness = manifold_aware, mantissa_bits, max_stiffness
+        self.precondition = precondition
+
+    def _update(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        n = adam_numbers(state["step"], group["lr"], group["betas"], group["eps"], group["weight_decay"])
+        assert param.grad is not None
+        grad, spacing = param.grad, None
+        if self.manifold_aware:
+            stiffness = exponent_stiffness(param, self.mantissa_bits).clamp_max(self.max_stiffness)
+            grad, spacing = (grad * stiffness, None) if self.precondition == "gradient" else (grad, stiffness)
+        adamw_(param, grad, state["exp_avg"], state["exp_avg_sq"], n, spacing)
+
+
+class GridOptim(torch.optim.Optimizer):
+    """Momentum descent in whole rungs: weights never leave the grid of an 8-bit format.
+
+    ``velocity = momentum * velocity + grad + weight_decay * weight``; a weight descends
+    ``floor(clamp(velocity * scale, +-rung_clip) + u)`` rungs, ``u`` uniform in [0, 1), and stops at the grid's ends.
+    Masters start on the rung nearest to the weights given.
+
+    Args:
+        params: parameters.
+        scale: rungs a unit of velocity.
+        momentum: decay of the velocity.
+        weight_decay: added to the gradient, times the weight.
+        rung_clip: most rungs a weight moves in a step.
+        fp8_dtype: the grid, a float8 dtype of torch; ``torch.float8_e4m3fn`` by default.
+        device: where the grid lives; the parameters' own by default.
+        seed: of the stochastic rounding, which is a function of seed, step and element alone.
+
+    Attributes:
+        grid: sorted finite values, float32.
+        master_p: current weights in float32, one tensor a parameter.
+        velocity: one tensor a parameter.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        scale: float = 6.0,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        rung_clip: int = 10,
+        fp8_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if scale <= 0 or rung_clip < 1:
+            raise ValueError(f"scale must be above zero and rung_clip at least 1, got {scale=}, {rung_clip=}")
+        super().__init__(params, {"scale": scale, "momentum": momentum, "weight_decay": weight_decay, "rung_clip": rung_clip})
+        weights = [param for group in self.param_groups for param in group["params"]]
+        self.grid = _grid_values(fp8_dtype or torch.float8_e4m3fn).to(device or weights[0].device)
+        middles = (self.grid[1:] + self.grid[:-1]) / 2
+        self._rungs = [torch.searchsorted(middles, p.detach().float().contiguous()) for p in weights]
+        self.master_p = [self.grid[rungs] for rungs in self._rungs]
+        self.velocity = [torch.zeros_like(master) for master in self.master_p]
+        self._seed, self._steps = seed, 0
+        with torch.no_grad():
+            for param, master in zip(weights, self.master_p, strict=True):
+                param.copy_(master)
+
+    @torch.no_grad()
+    def step(self, current_scale: float | None = None) -> tuple[int, int]:  # type: ignore[override]
+        """Take one step; ``current_scale`` replaces every group's scale, as a schedule does.
+
+        Returns:
+            (flips, updates): elements whose rung changed, and elements whose gradient arrived.
+        """
+        self._steps += 1
+        flips = updates = 0
+        params = [(param, group) for group in self.param_groups for param in group["params"]]
+        for i, (param, group) in enumerate(params):
+            if param.grad is None:
+                continue
+            updates += int(torch.count_nonzero(param.grad.abs() > UPDATE_THRESHOLD))
+            grad = param.grad.float() + group["weight_decay"] * self.master_p[i]
+            key = torch.tensor(stream_keys([self._seed], self._steps, i), dtype=torch.int32, device=self.grid.device)
+            uniform = uniform_bits(key, param.numel()).view(param.shape)
+            scale = group["scale"] if current_scale is None else current_scale
+            down = grid_rungs_(self.velocity[i], grad, uniform, group["momentum"], scale, float(group["rung_clip"]))
+            moved = (self._rungs[i] - down).clamp(0, len(self.grid) - 1)
+            flips += int(torch.count_nonzero(moved != self._rungs[i]))
+            self._rungs[i] = moved
+            self.master_p[i] = self.grid[moved]
+            param.copy_(self.master_p[i])
+        return flips, updates
+
+
+def _grid_values(dtype: torch.dtype) -> Tensor:
+    """Sorted finite values of a float8 dtype, zero once."""
+    values = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(dtype).float()
+    return torch.unique(values[torch.isfinite(values)])
+
+
+class LaneNumbers:
+    """The numbers of one step for every lane, as tensors that broadcast against any stack."""
+
+    def __init__(self, configs: Sequence[RunConfig], step: int, device: torch.device) -> None:
+        factors = [schedule(config, step) for config in configs]
+        self.lr = [config.lr * factor for config, factor in zip(configs, factors, strict=True)]
+        self._device = device
+        self._decayed = self._adam(configs, step, decay=True)
+        self._plain = self._adam(configs, step, decay=False)
+        #: Rungs a step for each unit of learning rate.
+        self.rungs_per_lr = self._tensor([c.rung_lr / c.lr for c in configs])
+        self.grid_scale = self._tensor([c.grid_scale * f for c, f in zip(configs, factors, strict=True)])
+        self.grid_momentum = self._tensor([c.grid_momentum for c in configs])
+        self.rung_clip = self._tensor([float(c.rung_clip) for c in configs])
+        self.weight_decay = self._tensor([c.weight_decay for c in configs])
+        self.grad_clip = self._tensor([c.grad_clip or float("inf") for c in configs])
+
+    def adam(self, stack: Stack) -> AdamNumbers:
+        """Adam's numbers shaped for a stack; vectors do not decay."""
+        numbers = self._decayed if stack.is_matrix else self._plain
+        return AdamNumbers(*(per_lane(n, stack.stored) for n in numbers if isinstance(n, Tensor)))
+
+    def _adam(self, configs: Sequence[RunConfig], step: int, decay: bool) -> AdamNumbers:
+        lanes = [
+            adam_numbers(step, lr, (c.beta1, c.beta2), c.eps, c.weight_decay if decay else 0.0)
+            for lr, c in zip(self.lr, configs, strict=True)
+        ]
+        return AdamNumbers(*(self._tensor(list(column)) for column in zip(*lanes, strict=True)))
+
+    def _tensor(self, values: list[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device).unsqueeze(0)
+
+
+def schedule(config: RunConfig, step: int) -> float:
+    """Learning rate at a step (from 1) as a share of the peak: linear warm-up, then a cosine to ``min_lr_ratio``."""
+    if step <= config.warmup_steps:
+        return step / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class LaneOptimizer:
+    """One optimizer for one stack of all lanes: its state, and the update that its public twin makes too."""
+
+    def __init__(self, stack: Stack, grid: WeightGrid | None, config: RunConfig) -> None:
+        self._precondition = config.precondition if config.optimizer == "manifold_adamw" else None
+        self._grid = grid
+        formats = grid.formats if grid else ()
+        rungs = [config.optimizer == "grid" and f.bits == 8 for f in formats] or [False]
+        self._rungs_anywhere, self._rungs_everywhere = any(rungs), all(rungs)
+        device = stack.stored.device
+        self._on_rungs = torch.tensor(rungs, device=device).view(-1, 1, 1)
+        self._identity = torch.tensor([f.is_identity for f in formats] or [True], device=device).view(-1, 1, 1)
+        bits = [f.significand_bits for f in formats] or [FORMAT_REGISTRY["fp32"].significand_bits]
+        self._significand_bits = torch.tensor(bits, dtype=torch.int32, device=device).view(-1, 1, 1)
+        names = () if self._rungs_everywhere else ("exp_avg", "exp_avg_sq")
+        names += ("velocity",) if self._rungs_anywhere else ()
+        #: Tensors of the shape of the stack.
+        self.state = {name: torch.zeros_like(stack.stored) for name in names}
+
+    def step(self, stack: Stack, numbers: LaneNumbers, step: int) -> None:
+        """Move ``stack.stored`` by one step along ``stack.gradient``."""
+        descended = self._descended(stack, numbers, step) if self._rungs_anywhere else None
+        if not self._rungs_everywhere:
+            self._adam(stack, numbers)
+        if descended is not None:
+            kept = descended if self._rungs_everywhere else torch.where(self._on_rungs, descended, stack.stored)
+            stack.stored.copy_(kept)
+
+    def _adam(self, stack: Stack, numbers: LaneNumbers) -> None:
+        grad, spacing = stack.gradient, None
+        if stack.is_matrix and self._precondition == "gradient":
+            grad = grad * exponent_stiffness(stack.stored, self._significand_bits).clamp_max(1e6)
+        elif self._grid is not None and self._precondition == "update":
+            scale = per_lane(self._grid.scaler.scale, stack.stored)
+            rung = rung_spacing(stack.stored / scale, self._grid.numbers) * scale
+            spacing = torch.where(self._identity, 1.0, rung * per_lane(numbers.rungs_per_lr, stack.stored))
+        adamw_(stack.stored, grad, self.state["exp_avg"], self.state["exp_avg_sq"], numbers.adam(stack), spacing)
+
+    def _descended(self, stack: Stack, n: LaneNumbers, step: int) -> Tensor:
+        """Where the rung optimizer takes the weights; beyond the grid's ends it says how far, and rounding stops it."""
+        assert self._grid is not None
+        grad = stack.gradient + per_lane(n.weight_decay, stack.stored) * stack.stored
+        uniform = self._grid.uniform(step, GRID_STREAM, stack.stored.shape)
+        momentum, scale, clip = (per_lane(x, stack.stored) for x in (n.grid_momentum, n.grid_scale, n.rung_clip))
+        down = grid_rungs_(self.state["velocity"], grad, uniform, momentum, scale, clip)
+        rungs = self._grid.rungs.to(torch.int32) - down
+        return rung_to_value(rungs, self._grid.numbers) * per_lane(self._grid.scaler.scale, stack.stored)
+
+
+#: Optimizers by name. The lane trainer runs the same updates through `LaneOptimizer`.
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": AdamW,
+    "manifold_adamw": ManifoldAdamW,
+    "grid": GridOptim,
+}

@@ -1,0 +1,270 @@
+"""Which matrix gets which format, and the one place where tensors are quantized.
+
+Shapes: n matrices of a stack, L lanes, S matrices of the model.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
+from altgrad.quantization.kernels import (
+    FormatNumbers,
+    format_numbers,
+    round_nearest,
+    round_stochastic,
+    stream_keys,
+    uniform_bits,
+    value_to_rung,
+)
+from altgrad.quantization.scaling import amax_scale, power_of_two_scale
+from altgrad.training.config import ConfigError, LayerRule, Problem, RunConfig
+from altgrad.training.model import aliases, matrix_names
+from altgrad.training.weights import Stack, count, per_lane
+
+_PRESETS: dict[str, tuple[LayerRule, ...]] = {
+    "all": (LayerRule("*"),),
+    "attention": (LayerRule("*.attn.*"),),
+    "mlp": (LayerRule("*.mlp.*"),),
+    "no_head": (LayerRule("lm_head", "fp32"), LayerRule("*")),
+    "head": (LayerRule("lm_head"),),
+}
+#: Which random numbers are drawn: stochastic rounding of weights, and the rung optimizer.
+ROUNDING_STREAM, GRID_STREAM = 0, 1
+
+
+def layer_formats(config: RunConfig) -> dict[str, FP8Format]:
+    """The format of every matrix; float32 where no rule matches.
+
+    Raises:
+        ConfigError: a rule matches no matrix, which would train something unquantized by a typo.
+    """
+    rules = _PRESETS[config.layers] if isinstance(config.layers, str) else config.layers
+    names = {name: aliases(config.model, name) for name in matrix_names(config.model)}
+    problems = [
+        Problem(("layers", i, "match"), f"{rule.match!r} matches no matrix; there are {', '.join(names)}")
+        for i, rule in enumerate(rules)
+        if not any(_matches(rule, known) for known in names.values())
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+    def format_of(known: Sequence[str]) -> FP8Format:
+        for rule in rules:
+            if _matches(rule, known):
+                return FORMAT_REGISTRY[rule.format or config.format]
+        return FORMAT_REGISTRY["fp32"]
+
+    return {name: format_of(known) for name, known in names.items()}
+
+
+def _matches(rule: LayerRule, names: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, rule.match) for name in names)
+
+
+class Scaler:
+    """Scales of n tensors by L lanes, from a window of largest magnitudes.
+
+    Eight-bit formats are scaled to their range; wide ones hold any weight as it is and keep a scale of one.
+    """
+
+    def __init__(self, formats: Sequence[Sequence[FP8Format]], config: RunConfig, device: torch.device) -> None:
+        """``formats[i][lane]``: the format of each tensor and lane."""
+        limits = [[f.max_representable_value for f in lanes] for lanes in formats]
+        fitted = [[f.bits == 8 and config.scaling != "none" for f in lanes] for lanes in formats]
+        self._limit = torch.tensor(limits, dtype=torch.float64).float().to(device)
+        self._fitted = torch.tensor(fitted, device=device)
+        self._powers = config.scaling == "power_of_two"
+        #: The scale in use, ``(n, L)``.
+        self.scale = torch.ones(len(limits), len(limits[0]), device=device)
+        #: Largest magnitudes of the last steps, ``(n, L, history)``.
+        self.history = torch.zeros(*self.scale.shape, config.amax_history, device=device)
+        #: Whether ``scale`` was ever set from data, as 0 or 1, ``(n, L)``.
+        self.started = torch.zeros_like(self.scale)
+
+    def slot(self, step: int) -> Tensor:
+        """Where in the window a step's magnitudes go."""
+        return torch.tensor([step % self.history.shape[-1]], device=self.history.device)
+
+    def observe(self, amax: Tensor, slot: Tensor, rows: int | slice = slice(None)) -> Tensor:
+        """Take in the magnitudes of a step, ``(n, L)`` (or ``(L,)`` for one row), and return the scales that follow."""
+        history = self.history[rows]
+        history.index_copy_(-1, slot, amax.unsqueeze(-1))
+        window, limit = history.amax(-1), self._limit[rows]
+        if self._powers:
+            scale = power_of_two_scale(window, limit, self.scale[rows] * self.started[rows])
+        else:
+            scale = amax_scale(window, limit)
+        self.scale[rows] = torch.where(self._fitted[rows], scale, 1.0)
+        self.started[rows] = 1.0
+        return self.scale[rows]
+
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, ``(n, L, ...)``."""
+        return {"scale": self.scale, "history": self.history, "started": self.started}
+
+
+class Transition(NamedTuple):
+    """What one step did to the codes of a stack; every tensor ``(n, L, in, out)``."""
+
+    #: Rungs that the forward pass used.
+    before: Tensor
+    #: Rungs after the optimizer's step, under the same scale.
+    after: Tensor
+    #: Rungs under the scale of the next step.
+    settled: Tensor
+    #: The optimizer's result in units of the scale, before rounding.
+    unrounded: Tensor
+
+
+class WeightGrid:
+    """The codes of a stack of matrices, and the working weights they stand for."""
+
+    def __init__(
+        self, stack: Stack, formats: Sequence[FP8Format], index: Sequence[int], configs: Sequence[RunConfig]
+    ) -> None:
+        """``formats``: one a lane. ``index``: each matrix's place in the model, which names its random stream."""
+        device = stack.stored.device
+        numbers = format_numbers(formats, device)
+        #: Per lane, shaped to broadcast against the stack.
+        self.numbers: FormatNumbers = numbers.view(-1, 1, 1)
+        self.formats = tuple(formats)
+        self.index = tuple(index)
+        self._seeds = [config.seed for config in configs]
+        on_grid = [c.storage != "master" and not f.is_identity for c, f in zip(configs, formats, strict=True)]
+        stochastic = [grid and c.storage == "stochastic" for grid, c in zip(on_grid, configs, strict=True)]
+        self._all_on_grid, self._any_on_grid, self._any_stochastic = all(on_grid), any(on_grid), any(stochastic)
+        self._on_grid = torch.tensor(on_grid, device=device).view(-1, 1, 1)
+        self._stochastic = torch.tensor(stochastic, device=device).view(-1, 1, 1)
+        narrow = all(f.bits == 8 or f.is_identity for f in formats)
+        self.scaler = Scaler([formats] * len(index), configs[0], device)
+        if not self._all_on_grid:
+            stack.use_own_working_weights()
+        #: Signed codes of the working weights; one byte each unless a lane has a 16-bit format.
+        self.rungs = torch.zeros_like(stack.stored, dtype=torch.int8 if narrow else torch.int16)
+        self._project(stack, self.scaler.observe(_amax(stack.stored), self.scaler.slot(0)))
+
+    def settle(self, stack: Stack, step: int) -> Transition:
+        """Round what the optimizer left in ``stack.stored``, choose the next scale, and set the working weights."""
+        before = self.rungs
+        scale = per_lane(self.scaler.scale, stack.stored)
+        amax = _amax(stack.stored)
+        v = stack.stored / scale
+        q = self._round(v, step)
+        after = value_to_rung(q, self.numbers).to(before.dtype)
+        if self._any_on_grid:
+            self._keep(stack, q * scale)
+        frozen = self.scaler.scale.clone()
+        moved = self.scaler.observe(amax, self.scaler.slot(step))
+        if stack.stored.is_cuda or not torch.equal(moved, frozen):
+            self._project(stack, moved)
+        else:
+            self.rungs = after
+            if not self._all_on_grid:
+                torch.mul(q, scale, out=stack.working)
+        return Transition(before, after, self.rungs, v)
+
+    def refresh(self, stack: Stack) -> None:
+        """Derive working weights and rungs from stored weights and scales, as after loading them."""
+        self._project(stack, self.scaler.scale)
+
+    def uniform(self, step: int, stream: int, shape: torch.Size) -> Tensor:
+        """Random numbers in [0, 1) for every element, from each lane's seed, the step and the matrix alone."""
+        keys = [stream_keys(self._seeds, step, 2 * i + stream) for i in self.index]
+        return uniform_bits(torch.tensor(keys, dtype=torch.int32, device=self.rungs.device), shape[2:].numel()).view(shape)
+
+    def _round(self, v: Tensor, step: int) -> Tensor:
+        nearest = round_nearest(v, self.numbers)
+        if not self._any_stochastic:
+            return nearest
+        drawn = round_stochastic(v, self.numbers, self.uniform(step, ROUNDING_STREAM, v.shape))
+        return torch.where(self._stochastic, drawn, nearest)
+
+    def _project(self, stack: Stack, scale: Tensor) -> None:
+        """Round the stored weights to nearest under a new scale: working weights and rungs follow."""
+        scale = per_lane(scale, stack.stored)
+        q = round_nearest(stack.stored / scale, self.numbers)
+        self.rungs = value_to_rung(q, self.numbers).to(self.rungs.dtype)
+        value = q * scale
+        if self._any_on_grid:
+            self._keep(stack, value)
+        if not self._all_on_grid:
+            stack.working.copy_(value)
+
+    def _keep(self, stack: Stack, value: Tensor) -> None:
+        """Lanes without masters store the value on the grid and nothing finer."""
+        stack.stored.copy_(value if self._all_on_grid else torch.where(self._on_grid, value, stack.stored))
+
+
+def _amax(x: Tensor) -> Tensor:
+    return x.abs().amax((-1, -2))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The quantized value forward, the gradient unchanged backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantized: Tensor) -> Tensor:
+        return quantized
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _QuantizeGradient(torch.autograd.Function):
+    """The value unchanged forward, the gradient quantized backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, flow: "Flow", row: int) -> Tensor:
+        ctx.flow, ctx.row = flow, row
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.flow.quantize(ctx.row, gradient), None, None
+
+
+class Flow:
+    """Quantization of what flows through the matrices: activations entering them, or gradients leaving them."""
+
+    def __init__(self, formats: Sequence[Sequence[FP8Format]], config: RunConfig, device: torch.device) -> None:
+        """``formats[row][lane]``: float32 where nothing is to be done."""
+        self.scaler = Scaler(formats, config, device)
+        self._numbers = [format_numbers(lanes, device).view(-1, 1, 1) for lanes in formats]
+        self._idle = [all(f.is_identity for f in lanes) for lanes in formats]
+        undefined = torch.tensor([[f.is_identity for f in lanes] for lanes in formats], device=device)
+        self._undefined = torch.where(undefined, float("nan"), 0.0).double()
+        self.begin(0, training=False)
+
+    def begin(self, step: int, training: bool) -> None:
+        """Start a forward pass; only training passes move scales and are counted."""
+        self._slot, self._training = self.scaler.slot(step), training
+        self.saturated = torch.full_like(self._undefined, float("nan"))
+        self.underflowed = torch.full_like(self._undefined, float("nan"))
+
+    def enter(self, row: int, x: Tensor) -> Tensor:
+        """Quantize an activation ``(L, N, C)`` on its way into a matrix."""
+        return x if self._idle[row] else _StraightThrough.apply(x, self.quantize(row, x.detach()))
+
+    def leave(self, row: int, x: Tensor) -> Tensor:
+        """Quantize, on the way back, the gradient of a matrix's output."""
+        return x if self._idle[row] else _QuantizeGradient.apply(x, self, row)
+
+    def quantize(self, row: int, x: Tensor) -> Tensor:
+        """Round ``(L, N, C)`` onto each lane's grid."""
+        numbers = self._numbers[row]
+        scale = self.scaler.observe(_amax(x), self._slot, row) if self._training else self.scaler.scale[row]
+        scale = scale.view(-1, 1, 1)
+        v = x / scale
+        q = round_nearest(v, numbers)
+        if self._training:
+            size = float(x[0].numel())
+            at_end, lost = q.abs() >= numbers.max_value, (q == 0) & (v != 0)
+            self.saturated[row] = count(at_end.unsqueeze(0))[0] / size + self._undefined[row]
+            self.underflowed[row] = count(lost.unsqueeze(0))[0] / size + self._undefined[row]
+        return q * scale

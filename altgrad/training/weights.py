@@ -1,0 +1,69 @@
+"""Parameters stacked by shape, so that everything elementwise is done once a shape and not once a matrix.
+
+Shapes: n tensors of a stack, L lanes. A stack is ``(n, L, *shape)``; all state of a run keeps its lanes on axis 1.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Stack:
+    """Parameters of one shape: what is stored, what the model computes with, and the gradient.
+
+    The straight-through estimator needs no autograd here: the leaves of the graph are the working weights, and the
+    gradient with respect to them is taken as the gradient of the stored ones.
+    """
+
+    def __init__(self, names: Sequence[str], values: Mapping[str, Tensor], device: torch.device) -> None:
+        #: Names along the first axis.
+        self.names = tuple(names)
+        #: The stored weights, ``(n, L, *shape)``.
+        self.stored = torch.stack([values[name] for name in names]).to(device)
+        #: What the forward pass uses; the stored weights themselves where nothing stands between.
+        self.working = self.stored
+        #: Gradient of the working weights.
+        self.gradient = torch.zeros_like(self.stored)
+        self._leaves = self._make_leaves()
+
+    @property
+    def is_matrix(self) -> bool:
+        """Matrices have weight decay and can be quantized; vectors have neither."""
+        return self.stored.dim() == 4
+
+    def use_own_working_weights(self) -> None:
+        """Give the working weights memory of their own, because they differ from the stored ones."""
+        self.working = self.stored.clone()
+        self._leaves = self._make_leaves()
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The working weights by name, each ``(L, *shape)``, as leaves whose gradients land in ``gradient``."""
+        return self._leaves
+
+    def _make_leaves(self) -> dict[str, Tensor]:
+        leaves = {}
+        for i, name in enumerate(self.names):
+            leaf = self.working[i].detach().requires_grad_()
+            leaf.grad = self.gradient[i]
+            leaves[name] = leaf
+        return leaves
+
+
+def per_lane(values: Tensor, like: Tensor) -> Tensor:
+    """View ``(L,)`` or ``(n, L)`` so that it broadcasts against a stack ``(n, L, *shape)``."""
+    return values.view(*values.shape, *[1] * (like.dim() - 2))
+
+
+def lane_sum(x: Tensor) -> Tensor:
+    """Sum over a stack's own dimensions to float64 ``(n, L)``.
+
+    Axis by axis, the last in float32: counts stay exact, and no lane's order of addition depends on its neighbours.
+    """
+    x = x.sum(-1)
+    return x.sum(-1, dtype=torch.float64) if x.dim() == 3 else x.double()
+
+
+def count(mask: Tensor) -> Tensor:
+    """How many elements are true: ``(n, L, *shape)`` to float64 ``(n, L)``."""
+    return lane_sum(mask.to(torch.float32))
