@@ -80,8 +80,11 @@ def _magic(v: Tensor, n: FormatNumbers) -> Tensor:
 
 
 def _lower(v: Tensor, n: FormatNumbers) -> Tensor | float:
-    """A power of two for each value that keeps c finite; multiplying and dividing by it is exact."""
-    return torch.where(v.abs() >= 1.0, 2.0**-32, 1.0) if n.tall else 1.0
+    """A power of two for each value that keeps c finite; multiplying and dividing by it is exact.
+
+    Only tall lanes reach the threshold: lowering a value of another lane could take it under its smallest normal.
+    """
+    return torch.where(v.abs() >= 2.0**90, 2.0**-32, 1.0) if n.tall else 1.0
 
 
 def round_nearest(v: Tensor, n: FormatNumbers) -> Tensor:

@@ -22,7 +22,8 @@ class FlipObserver:
     def __init__(self, stack: Stack, grid: WeightGrid) -> None:
         self._numbers = grid.numbers
         undefined = torch.tensor([f.is_identity for f in grid.formats], device=stack.stored.device)
-        self._undefined = torch.where(undefined, float("nan"), 0.0).double()
+        #: NaN for lanes whose weights have no codes, else 0, ``(L,)``.
+        self.undefined = torch.where(undefined, float("nan"), 0.0).double()
         #: Direction of each element's last flip: -1, 0 (never) or 1, ``(n, L, in, out)``.
         self.direction = torch.zeros_like(stack.stored, dtype=torch.int8)
 
@@ -33,7 +34,7 @@ class FlipObserver:
             transition, gradient.abs() > UPDATE_THRESHOLD, self._numbers, direction * self.direction == -1
         )
         self.direction = torch.where(direction != 0, direction, self.direction)
-        return {name: values + self._undefined for name, values in metrics.items()}
+        return {name: values + self.undefined for name, values in metrics.items()}
 
 
 class RankObserver:
@@ -107,7 +108,9 @@ class RankWatch:
         critical = any(part in name for part in self._config.critical_layers for name in names)
         return self._config.warn_threshold * (self._config.critical_multiplier if critical else 1.0)
 
-    def check(self, step: int, ranks: Mapping[str, float], control: Mapping[str, float] | None = None) -> list[RankAlarm]:
+    def check(
+        self, step: int, ranks: Mapping[str, float], control: Mapping[str, float] | None = None
+    ) -> list[RankAlarm]:
         """The warnings of one check.
 
         Args:

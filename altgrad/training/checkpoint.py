@@ -21,7 +21,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after a step. Data and randomness are functions of seed and step, so nothing else is needed."""
+    """The state of a run after a step; data and randomness are functions of seed and step and need no state."""
 
     #: Steps done.
     step: int

@@ -186,7 +186,9 @@ def _problems(c: RunConfig) -> typing.Iterator[Problem]:
     """What the types alone do not say."""
     for key in ("format", "gradient_format"):
         if getattr(c, key) not in FORMAT_REGISTRY:
-            yield Problem((key,), f"unknown format {getattr(c, key)!r}; {nearest_name(getattr(c, key), FORMAT_REGISTRY)}")
+            yield Problem(
+                (key,), f"unknown format {getattr(c, key)!r}; {nearest_name(getattr(c, key), FORMAT_REGISTRY)}"
+            )
     if isinstance(c.layers, str):
         if c.layers not in LAYER_PRESETS:
             yield Problem(("layers",), f"unknown preset {c.layers!r}; {nearest_name(c.layers, LAYER_PRESETS)}")
@@ -205,7 +207,9 @@ def _problems(c: RunConfig) -> typing.Iterator[Problem]:
         yield Problem(("storage",), f"{c.storage!r} has no meaning for fp32: float32 weights are their own masters")
     if c.optimizer == "grid":
         if c.storage != "nearest":
-            yield Problem(("storage",), f"grid keeps weights on the grid by nature: storage must be 'nearest', got {c.storage!r}")
+            yield Problem(
+                ("storage",), f"grid keeps weights on the grid by nature: storage must be 'nearest', got {c.storage!r}"
+            )
         if c.format in FORMAT_REGISTRY and FORMAT_REGISTRY[c.format].bits != 8:
             yield Problem(("optimizer",), f"grid moves whole rungs of an 8-bit format, got {c.format!r}")
         if "weights" not in c.tensors:
@@ -255,8 +259,7 @@ def _arguments(cls: type, values: Any, path: tuple[str | int, ...], problems: li
         else:
             problems.append(Problem((*path, key), f"unknown key; {nearest_name(str(key), hints)}"))
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
-    for key in sorted(required - set(values)):
-        problems.append(Problem((*path, key), "is missing"))
+    problems.extend(Problem((*path, key), "is missing") for key in sorted(required - set(values)))
     return arguments
 
 

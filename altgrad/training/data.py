@@ -1,4 +1,4 @@
-"""Text to tokens to batches. A batch is a function of a lane's seed and the step alone, so nothing needs to be resumed."""
+"""Text to tokens to batches. A batch is a function of a lane's seed and the step alone, so resuming needs no state."""
 
 import functools
 import hashlib

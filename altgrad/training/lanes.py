@@ -94,7 +94,10 @@ class Lanes:
         full = [FORMAT_REGISTRY["fp32"]] * len(self.configs)
         entering = [full if name == "wpe" else lanes for name, lanes in formats.items()]
         leaving = [
-            [f if f.is_identity else FORMAT_REGISTRY[c.gradient_format] for f, c in zip(lanes, self.configs, strict=True)]
+            [
+                f if f.is_identity else FORMAT_REGISTRY[c.gradient_format]
+                for f, c in zip(lanes, self.configs, strict=True)
+            ]
             for lanes in entering
         ]
         kinds = self.config.tensors

@@ -22,6 +22,7 @@ Report = Callable[[int, Rows], "set[str] | None"]
 #: Keeps a checkpoint.
 Save = Callable[[Checkpoint], None]
 
+
 def train(
     configs: Sequence[RunConfig],
     report: Report,
@@ -83,7 +84,8 @@ def train_step(lanes: Lanes, step: int) -> None:
         numbers = LaneNumbers(lanes.configs, step, lanes.device)
         norms, total = _clip(lanes, numbers)
         columns = [_move(part, numbers, step, lanes.config.ranks.interval) for part in lanes.parts]
-        layers = {name: _gather(lanes, [c[name] for c in columns if c]) for name in (*DISCRETE, "scale", "stable_rank", *SPECTRA)}
+        matrices = [column for column in columns if column]
+        layers = {name: _gather(lanes, [column[name] for column in matrices]) for name in matrices[0]}
         layers["grad_norm"] = norms
         layers |= _flow_columns(lanes)
         tokens = torch.full_like(total, float(step * inputs[0].numel()))
@@ -102,7 +104,7 @@ def evaluate(lanes: Lanes) -> Tensor:
 
 def _clip(lanes: Lanes, numbers: LaneNumbers) -> tuple[Tensor, Tensor]:
     """Scale each lane's gradient down to its largest norm; the norms before that, ``(S, L)`` and ``(L,)``."""
-    squares = {}
+    squares: dict[str, Tensor] = {}
     for part in lanes.parts:
         squares |= dict(zip(part.stack.names, lane_sum(part.stack.gradient.square()), strict=True))
     by_lane = torch.stack([squares[name] for name in sorted(squares)], dim=-1)
@@ -116,16 +118,16 @@ def _clip(lanes: Lanes, numbers: LaneNumbers) -> tuple[Tensor, Tensor]:
 def _move(part: Part, numbers: LaneNumbers, step: int, rank_interval: int) -> dict[str, Tensor]:
     """Step, round, observe one part; its matrices' columns, float64 ``(n, L)``, none for vectors."""
     stack = part.stack
-    scale = part.grid.scaler.scale.double() if part.grid else None
+    scale = part.grid.scaler.scale.clone() if part.grid else None
     part.optimizer.step(stack, numbers, step)
     transition = part.grid.settle(stack, step) if part.grid else None
     if part.ranks is None:
         return {}
     undefined = torch.full(stack.stored.shape[:2], float("nan"), dtype=torch.float64, device=stack.stored.device)
-    columns = dict.fromkeys((*DISCRETE, *SPECTRA), undefined)
-    columns["scale"] = undefined if scale is None else scale
-    if part.flips and transition:
+    columns = dict.fromkeys((*DISCRETE, "scale", *SPECTRA), undefined)
+    if part.flips and transition and scale is not None:
         columns |= part.flips.observe(transition, stack.gradient)
+        columns["scale"] = scale + part.flips.undefined
     columns |= part.ranks.observe(stack)
     if step % rank_interval == 0:
         columns |= part.ranks.spectra(stack)

@@ -26,9 +26,7 @@ SHARES = (
 )
 
 
-def discrete_metrics(
-    t: Transition, updated: Tensor, numbers: FormatNumbers, reversed_: Tensor
-) -> dict[str, Tensor]:
+def discrete_metrics(t: Transition, updated: Tensor, numbers: FormatNumbers, reversed_: Tensor) -> dict[str, Tensor]:
     """Counts of one stack's step, each float64 ``(n, L)``; undefined is NaN.
 
     Args:
@@ -96,7 +94,9 @@ class Rows:
 class Recorder:
     """Keeps measurements on their device, step after step, until they are asked for as rows."""
 
-    def __init__(self, keys: Sequence[str], matrices: Sequence[str], formats: Sequence[Sequence[str]], elements: Tensor):
+    def __init__(
+        self, keys: Sequence[str], matrices: Sequence[str], formats: Sequence[Sequence[str]], elements: Tensor
+    ):
         """``formats[matrix][lane]``; ``elements``: sizes of the matrices, ``(S,)``."""
         self._keys, self._matrices, self._formats, self._elements = keys, matrices, formats, elements
         self._steps: list[int] = []
@@ -142,7 +142,7 @@ def compute_rank_stats(model: nn.Module) -> dict[str, float]:
     """Ranks of every matrix of any model as a flat dict.
 
     Returns:
-        ``stable_rank/<name>``, ``effective_rank/<name>``, and ``.../mean`` and ``.../min`` of both (0.0 without matrices).
+        ``stable_rank/<name>``, ``effective_rank/<name>``, and of both ``.../mean`` and ``.../min`` (0.0 without matrices).
     """
     layers = RankHealthMonitor().compute_layer_ranks(model)
     stats: dict[str, float] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from altgrad.training.config import ModelConfig
 
-#: What stands between a matrix and its input (``enter``) and output (``leave``): (name of the matrix, tensor) -> tensor.
+#: What stands between a matrix and its input (``enter``) or output (``leave``): (name, tensor) -> tensor.
 Hook = Callable[[str, Tensor], Tensor]
 
 

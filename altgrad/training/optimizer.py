@@ -41,9 +41,7 @@ class AdamNumbers(NamedTuple):
     eps: Number
 
 
-def adam_numbers(
-    step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-) -> AdamNumbers:
+def adam_numbers(step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> AdamNumbers:
     """The numbers of step ``step`` (from 1) of one optimizer."""
     beta1, beta2 = betas
     return AdamNumbers(
@@ -74,7 +72,7 @@ def adamw_(
 
 
 def grid_rungs_(
-    velocity: Tensor, grad: Tensor, uniform: Tensor, momentum: Number, scale: Number, rung_clip: Number
+    velocity: Tensor, grad: Tensor, uniform: Tensor, momentum: Number, scale: Number, rung_clip: Tensor
 ) -> Tensor:
     """Accumulate momentum in place and return the whole rungs to descend, int32 in ``[-rung_clip, rung_clip]``.
 
@@ -120,7 +118,7 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._update(param, group, self._state_of(param))
+                    self._update(param, param.grad, group, self._state_of(param))
         return loss
 
     def _state_of(self, param: Tensor) -> dict[str, Any]:
@@ -130,9 +128,9 @@ class AdamW(torch.optim.Optimizer):
         state["step"] += 1
         return state
 
-    def _update(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         n = adam_numbers(state["step"], group["lr"], group["betas"], group["eps"], group["weight_decay"])
-        adamw_(param, param.grad, state["exp_avg"], state["exp_avg_sq"], n)
+        adamw_(param, grad, state["exp_avg"], state["exp_avg_sq"], n)
 
 
 class ManifoldAdamW(AdamW):
@@ -172,10 +170,9 @@ class ManifoldAdamW(AdamW):
         self.manifold_aware, self.mantissa_bits, self.max_stiffness = manifold_aware, mantissa_bits, max_stiffness
         self.precondition = precondition
 
-    def _update(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         n = adam_numbers(state["step"], group["lr"], group["betas"], group["eps"], group["weight_decay"])
-        assert param.grad is not None
-        grad, spacing = param.grad, None
+        spacing = None
         if self.manifold_aware:
             stiffness = exponent_stiffness(param, self.mantissa_bits).clamp_max(self.max_stiffness)
             grad, spacing = (grad * stiffness, None) if self.precondition == "gradient" else (grad, stiffness)
@@ -218,7 +215,9 @@ class GridOptim(torch.optim.Optimizer):
     ) -> None:
         if scale <= 0 or rung_clip < 1:
             raise ValueError(f"scale must be above zero and rung_clip at least 1, got {scale=}, {rung_clip=}")
-        super().__init__(params, {"scale": scale, "momentum": momentum, "weight_decay": weight_decay, "rung_clip": rung_clip})
+        super().__init__(
+            params, {"scale": scale, "momentum": momentum, "weight_decay": weight_decay, "rung_clip": rung_clip}
+        )
         weights = [param for group in self.param_groups for param in group["params"]]
         self.grid = _grid_values(fp8_dtype or torch.float8_e4m3fn).to(device or weights[0].device)
         middles = (self.grid[1:] + self.grid[:-1]) / 2
@@ -248,7 +247,8 @@ class GridOptim(torch.optim.Optimizer):
             key = torch.tensor(stream_keys([self._seed], self._steps, i), dtype=torch.int32, device=self.grid.device)
             uniform = uniform_bits(key, param.numel()).view(param.shape)
             scale = group["scale"] if current_scale is None else current_scale
-            down = grid_rungs_(self.velocity[i], grad, uniform, group["momentum"], scale, float(group["rung_clip"]))
+            clip = torch.tensor(float(group["rung_clip"]), device=self.grid.device)
+            down = grid_rungs_(self.velocity[i], grad, uniform, group["momentum"], scale, clip)
             moved = (self._rungs[i] - down).clamp(0, len(self.grid) - 1)
             flips += int(torch.count_nonzero(moved != self._rungs[i]))
             self._rungs[i] = moved
@@ -318,8 +318,8 @@ class LaneOptimizer:
         self._identity = torch.tensor([f.is_identity for f in formats] or [True], device=device).view(-1, 1, 1)
         bits = [f.significand_bits for f in formats] or [FORMAT_REGISTRY["fp32"].significand_bits]
         self._significand_bits = torch.tensor(bits, dtype=torch.int32, device=device).view(-1, 1, 1)
-        names = () if self._rungs_everywhere else ("exp_avg", "exp_avg_sq")
-        names += ("velocity",) if self._rungs_anywhere else ()
+        names = [] if self._rungs_everywhere else ["exp_avg", "exp_avg_sq"]
+        names += ["velocity"] if self._rungs_anywhere else []
         #: Tensors of the shape of the stack.
         self.state = {name: torch.zeros_like(stack.stored) for name in names}
 

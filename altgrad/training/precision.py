@@ -102,7 +102,6 @@ class Scaler:
         self.started[rows] = 1.0
         return self.scale[rows]
 
-
     def tensors(self) -> dict[str, Tensor]:
         """The state, ``(n, L, ...)``."""
         return {"scale": self.scale, "history": self.history, "started": self.started}
@@ -175,7 +174,9 @@ class WeightGrid:
     def uniform(self, step: int, stream: int, shape: torch.Size) -> Tensor:
         """Random numbers in [0, 1) for every element, from each lane's seed, the step and the matrix alone."""
         keys = [stream_keys(self._seeds, step, 2 * i + stream) for i in self.index]
-        return uniform_bits(torch.tensor(keys, dtype=torch.int32, device=self.rungs.device), shape[2:].numel()).view(shape)
+        return uniform_bits(torch.tensor(keys, dtype=torch.int32, device=self.rungs.device), shape[2:].numel()).view(
+            shape
+        )
 
     def _round(self, v: Tensor, step: int) -> Tensor:
         nearest = round_nearest(v, self.numbers)
