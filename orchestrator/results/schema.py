@@ -57,7 +57,7 @@ _LAYERS = [
     *_DISCRETE,
     ("stable_rank", _FLOAT, "||W||_F^2 / ||W||_2^2 of the stored weights by power iteration (arXiv 1906.04659)."),
     ("exact_stable_rank", _FLOAT, "The same from the whole spectrum; at rank checks only."),
-    ("effective_rank", _FLOAT, "exp of the entropy of the singular values (Roy and Vetterli 2007); at rank checks only."),
+    ("effective_rank", _FLOAT, "exp(entropy of the singular values), Roy and Vetterli 2007; at rank checks only."),
     ("spectral_norm", _FLOAT, "Largest singular value; at rank checks only."),
     ("quantized_stable_rank", _FLOAT, "Exact stable rank of the quantized weights; at rank checks only."),
     ("quantized_effective_rank", _FLOAT, "Effective rank of the quantized weights; at rank checks only."),

@@ -1,0 +1,222 @@
+"""The append-only record of what a sweep started, reported and ended, and what follows from it.
+
+The journal is the authority on what is finished; Ray's own experiment state is not.
+"""
+
+import json
+import math
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+
+from orchestrator.results.store import Store
+
+PLAN_PATH = "plan.json"
+#: Version of ``plan.json`` that is understood here.
+PLAN_VERSION = 1
+#: What a record may be about; its key ``event``.
+RECORD_KINDS: tuple[str, ...] = (
+    "sweep_started",
+    "pack_started",
+    "reported",
+    "lane_ended",
+    "pack_failed",
+    "sweep_ended",
+)
+
+
+def load_plan(store: Store) -> dict[str, Any]:
+    """The plan of the sweep kept in this folder.
+
+    Raises:
+        FileNotFoundError: there is none, so this is no sweep's folder.
+        ValueError: it is of a version that is not understood.
+    """
+    if not store.exists(PLAN_PATH):
+        raise FileNotFoundError(f"no {PLAN_PATH} in {store.uri}: not the folder of a sweep")
+    plan: dict[str, Any] = json.loads(store.read_bytes(PLAN_PATH))
+    if plan.get("schema_version") != PLAN_VERSION:
+        raise ValueError(f"{PLAN_PATH} has version {plan.get('schema_version')!r}, understood is {PLAN_VERSION}")
+    return plan
+
+
+class Journal:
+    """JSON lines in one file with one writer at a time; each is on disk before `append` returns.
+
+    On a filesystem that cannot append, every record writes the whole file again: keep reports minutes apart there.
+    """
+
+    def __init__(self, store: Store, name: str = "journal.jsonl") -> None:
+        self._store, self._name = store, name
+        #: Lines that the last `read` could not understand.
+        self.skipped = 0
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record, with the ``time`` (UTC, milliseconds). Numbers that JSON lacks (NaN, infinities) become null.
+
+        Raises:
+            ValueError: the record's ``event`` is not one of `RECORD_KINDS`.
+        """
+        if record.get("event") not in RECORD_KINDS:
+            raise ValueError(f"unknown event {record.get('event')!r}; known: {', '.join(RECORD_KINDS)}")
+        now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+        line = json.dumps(_plain({"time": now, **record}), separators=(",", ":"), allow_nan=False)
+        self._store.append_line(self._name, line.encode())
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records in order; lines that are torn or garbled are left out and counted in `skipped`."""
+        self.skipped = 0
+        records = []
+        content = self._store.read_bytes(self._name) if self._store.exists(self._name) else b""
+        for line in filter(None, content.split(b"\n")):
+            record = _record(line)
+            if record is None:
+                self.skipped += 1
+            else:
+                records.append(record)
+        return records
+
+
+@dataclass
+class LaneState:
+    """What the journal says of one lane."""
+
+    key: str
+    pack: str
+    #: A lane counts as running only while its sweep does: one that was cut off is planned again.
+    status: Literal["planned", "running", "finished", "failed"] = "planned"
+    #: Step of its last report, or of its end.
+    step: int | None = None
+    #: Why it ended, see ``END_REASONS``; None while it has not.
+    reason: str | None = None
+    #: The decision that ended it as a sentence, or the error.
+    message: str | None = None
+    #: The number it was decided on.
+    value: float | None = None
+    #: What that was held against.
+    reference: float | None = None
+    #: How far apart the two may be.
+    threshold: float | None = None
+    #: When its own end was recorded; None where it never was, though its pack may have failed.
+    ended: datetime | None = None
+    #: Attempt of its pack that was under way when it ended.
+    attempt: int | None = None
+
+
+@dataclass
+class SweepState:
+    """Where a sweep stands, from its plan and its journal alone."""
+
+    #: By key, in the plan's order.
+    lanes: dict[str, LaneState]
+    #: Attempts made, by pack.
+    attempts: dict[str, int] = field(default_factory=dict)
+    #: Seconds trained by pack, all attempts together. A record's ``seconds`` count from the start of its attempt.
+    seconds: dict[str, float] = field(default_factory=dict)
+    #: Host and process of the last driver that did not say it ended; None where there is none.
+    driver: tuple[str, int] | None = None
+
+    @classmethod
+    def from_records(cls, plan: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> "SweepState":
+        """Replay the records of `Journal.read` over the plan; what they say of packs not in the plan is ignored."""
+        keys = [(lane["key"], pack["pack"]) for pack in plan["packs"] for lane in pack["lanes"]]
+        state = cls({key: LaneState(key, pack) for key, pack in keys})
+        by_pack: dict[str, list[LaneState]] = {pack["pack"]: [] for pack in plan["packs"]}
+        for lane in state.lanes.values():
+            by_pack[lane.pack].append(lane)
+        seconds: dict[str, dict[int, float]] = {}
+        for record in records:
+            pack = str(record.get("pack"))
+            if record["event"] in ("sweep_started", "sweep_ended"):
+                state._driver_changed(record)
+            elif pack in by_pack:
+                state._pack_changed(record, pack, by_pack[pack])
+                if record["event"] == "reported" and record.get("seconds") is not None:
+                    attempt, spent = record.get("attempt", 1), seconds.setdefault(pack, {})
+                    spent[attempt] = max(spent.get(attempt, 0.0), record["seconds"])
+        state.seconds = {pack: sum(spent.values()) for pack, spent in seconds.items()}
+        return state
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Packs with a lane that has not ended or has failed, in the plan's order."""
+        return list(dict.fromkeys(lane.pack for lane in self.lanes.values() if lane.status != "finished"))
+
+    @property
+    def driver_alive(self) -> bool:
+        """Whether another process on this host appears to be driving the sweep. A reused process number deceives it."""
+        if self.driver is None:
+            return False
+        host, pid = self.driver
+        return host == socket.gethostname() and pid != os.getpid() and _process_exists(pid)
+
+    def _driver_changed(self, record: Mapping[str, Any]) -> None:
+        started = record["event"] == "sweep_started"
+        self.driver = (str(record.get("host")), int(record.get("pid") or 0)) if started else None
+        for lane in self.lanes.values():
+            if lane.status == "running":
+                lane.status = "planned"
+
+    def _pack_changed(self, record: Mapping[str, Any], pack: str, lanes: list[LaneState]) -> None:
+        match record["event"]:
+            case "pack_started":
+                self.attempts[pack] = max(self.attempts.get(pack, 0) + 1, record.get("attempt") or 0)
+                for lane in (lane for lane in lanes if lane.status != "finished"):
+                    lane.status, lane.reason, lane.message, lane.ended = "running", None, None, None
+            case "reported":
+                for lane in (lane for lane in lanes if lane.status == "running"):
+                    lane.step = record.get("step")
+            case "pack_failed":
+                for lane in (lane for lane in lanes if lane.status in ("planned", "running")):
+                    lane.status, lane.reason, lane.message = "failed", "failed", record.get("error")
+            case "lane_ended":
+                for lane in (lane for lane in lanes if lane.key == record.get("key")):
+                    _end(lane, record, self.attempts.get(pack))
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record on a line of a journal; None where there is no whole one."""
+    try:
+        record = json.loads(line)
+        datetime.fromisoformat(record["time"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return record if record.get("event") in RECORD_KINDS else None
+
+
+def _end(lane: LaneState, record: Mapping[str, Any], attempt: int | None) -> None:
+    failed = record.get("reason") == "failed"
+    if failed and lane.status == "finished":
+        return
+    lane.status = "failed" if failed else "finished"
+    lane.reason, lane.step, lane.message = record.get("reason"), record.get("step"), record.get("message")
+    lane.value, lane.reference, lane.threshold = (record.get(name) for name in ("value", "reference", "threshold"))
+    lane.ended, lane.attempt = datetime.fromisoformat(record["time"]), attempt
+
+
+def _process_exists(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can say it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,222 @@
+"""The matrix of a sweep: every scientific cell with its mean over replicates, and what stopping saved."""
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from orchestrator.results.cells import Cell, Place, Setting, Trial, build_cell, mark_best
+from orchestrator.results.journal import load_plan
+from orchestrator.results.queries import query
+from orchestrator.results.schema import SCHEMAS
+from orchestrator.results.store import Store
+
+#: Ends that a decision of the sweep brought about, and that spared the steps after them.
+STOPPED: tuple[str, ...] = ("asha", "rank_collapse", "stalled", "diverged")
+#: Values along all axes, the row's first, as labels.
+Position = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All cells of a sweep for one metric."""
+
+    name: str
+    metric: str
+    #: ``minimize`` or ``maximize``.
+    goal: str
+    row_parameter: str
+    column_parameters: tuple[str, ...]
+    #: Nuisance parameters, chosen in each cell.
+    nuisance_parameters: tuple[str, ...]
+    #: Scientific parameters that have the same value everywhere.
+    fixed: dict[str, str]
+    rows: list[str]
+    columns: list[tuple[str, ...]]
+    #: By row and column; combinations that were never planned are missing.
+    cells: dict[Place, Cell]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; the cells become a list."""
+        values = {name: value for name, value in vars(self).items() if name != "cells"}
+        return {**values, "cells": [asdict(cell) for cell in self.cells.values()]}
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What stopping saved, in steps of single trials. What is neither done nor saved is still to do, or failed."""
+
+    planned: int
+    done: int
+    saved: int
+    #: Steps saved by reason.
+    saved_by_reason: dict[str, int]
+    #: Trials by reason, or by status where they have not ended.
+    lanes_by_reason: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def matrix(
+    store: Store,
+    rows: str = "format",
+    columns: Sequence[str] = ("optimizer", "storage"),
+    metric: str = "val_loss",
+) -> Matrix:
+    """The matrix of a consolidated sweep.
+
+    Args:
+        store: the sweep's folder.
+        rows: the parameter down the side.
+        columns: the parameters across the top; scientific parameters named nowhere are added, constant ones left out.
+        metric: a column of ``steps`` (its last defined value counts; none for a diverged trial) or ``best_val_loss``.
+            Trials that failed do not count. Smaller is better, unless the plan says otherwise of its own metric.
+
+    Raises:
+        FileNotFoundError: the folder has no plan, or was never consolidated.
+        ValueError: an unknown parameter or metric.
+    """
+    plan, trials = load_plan(store), _trials(store, metric)
+    scientific = [name for name, role in plan["roles"].items() if role == "scientific"]
+    axes = [rows, *(name for name in dict.fromkeys([*columns, *scientific]) if name != rows)]
+    nuisance = [name for name, role in plan["roles"].items() if role == "nuisance" and name not in axes]
+    settings = _settings(plan, trials, axes, nuisance)
+    controls = {_position(axes, pack, lane) for pack in plan["packs"] if pack["control"] for lane in pack["lanes"]}
+    positions = list(dict.fromkeys([*settings, *_excluded_positions(plan, axes)]))
+    varied = [i for i in range(1, len(axes)) if len({position[i] for position in positions}) > 1]
+    fixed = {axes[i]: positions[0][i] for i in range(1, len(axes)) if positions and i not in varied}
+    goal = plan["metric"]["goal"] if metric == plan["metric"]["name"] else "minimize"
+
+    def place(position: Position) -> Place:
+        return position[0], tuple(position[i] for i in varied)
+
+    found = Matrix(
+        name=plan["name"],
+        metric=metric,
+        goal=goal,
+        row_parameter=rows,
+        column_parameters=tuple(axes[i] for i in varied),
+        nuisance_parameters=tuple(nuisance),
+        fixed=fixed,
+        rows=list(dict.fromkeys(position[0] for position in positions)),
+        columns=list(dict.fromkeys(place(position)[1] for position in positions)),
+        cells={
+            place(position): build_cell(place(position), list(group.values()), goal, position in controls)
+            for position, group in settings.items()
+        },
+    )
+    return replace(found, cells=mark_best({**_excluded_cells(plan, found), **found.cells}, goal))
+
+
+def savings(store: Store) -> Savings:
+    """What stopping saved in a consolidated sweep.
+
+    Raises:
+        FileNotFoundError: the folder was never consolidated.
+    """
+    _require_trials(store)
+    trials = query(
+        store, "SELECT coalesce(reason, status) AS reason, coalesce(step, 0) AS step, steps_planned FROM trials"
+    )
+    saved: Counter[str] = Counter()
+    lanes: Counter[str] = Counter()
+    for row in trials.to_pylist():
+        lanes[row["reason"]] += 1
+        if row["reason"] in STOPPED:
+            saved[row["reason"]] += row["steps_planned"] - row["step"]
+    return Savings(
+        planned=sum(trials["steps_planned"].to_pylist()),
+        done=sum(trials["step"].to_pylist()),
+        saved=saved.total(),
+        saved_by_reason=dict(saved),
+        lanes_by_reason=dict(lanes),
+    )
+
+
+def _require_trials(store: Store) -> None:
+    if not store.list("dataset/trials"):
+        raise FileNotFoundError(f"no dataset in {store.uri}: consolidate it first")
+
+
+def _trials(store: Store, metric: str) -> dict[str, Trial]:
+    """Every trial of the dataset by key, with its value of the metric."""
+    _require_trials(store)
+    numeric = [f.name for f in SCHEMAS["steps"] if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
+    known = [*(name for name in numeric if name not in ("attempt", "step")), "best_val_loss"]
+    if metric not in known:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
+    sql = f"SELECT key, coalesce(reason, status) AS ended, step, {metric} AS value FROM trials"
+    if metric not in SCHEMAS["trials"].names:
+        last = f"SELECT key, arg_max({metric}, step) AS value FROM steps WHERE {metric} IS NOT NULL GROUP BY key"
+        value = "CASE WHEN reason = 'diverged' THEN NULL ELSE value END AS value"
+        sql = f"SELECT key, coalesce(reason, status) AS ended, step, {value} FROM trials LEFT JOIN ({last}) USING (key)"
+    return {
+        row["key"]: Trial(row["ended"], row["step"], row["value"] if _is_number(row["value"]) else None)
+        for row in query(store, sql).to_pylist()
+    }
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _settings(
+    plan: Mapping[str, Any], trials: Mapping[str, Trial], axes: Sequence[str], nuisance: Sequence[str]
+) -> dict[Position, dict[str, Setting]]:
+    """The settings at each position, by their nuisance parameters as JSON; all in the plan's order."""
+    found: dict[Position, dict[str, Setting]] = {}
+    for pack in plan["packs"]:
+        for lane in pack["lanes"]:
+            group = found.setdefault(_position(axes, pack, lane), {})
+            chosen = {name: _parameter(name, pack, lane) for name in nuisance}
+            setting = group.setdefault(json.dumps(chosen), Setting(chosen, []))
+            setting.trials.append(trials.get(lane["key"], Trial("planned", None, None)))
+    return found
+
+
+def _position(axes: Sequence[str], pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Position:
+    return tuple(_label(_parameter(name, pack, lane)) for name in axes)
+
+
+def _parameter(name: str, pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Any:
+    """A parameter's value: the lane's own, where the pack does not name a scientific one; dots lead into the config."""
+    if name in pack["scientific"]:
+        return pack["scientific"][name]
+    value: Any = lane["config"]
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            known = [*pack["scientific"], *pack["nuisance"], *lane["config"]]
+            raise ValueError(f"unknown parameter {name!r}; known: {', '.join(dict.fromkeys(known))}")
+        value = value[part]
+    return value
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _excluded_positions(plan: Mapping[str, Any], axes: Sequence[str]) -> Iterable[Position]:
+    """Positions of the exclusions that name every axis."""
+    for excluded in plan["excluded"]:
+        if all(name in excluded["scientific"] for name in axes):
+            yield tuple(_label(excluded["scientific"][name]) for name in axes)
+
+
+def _excluded_cells(plan: Mapping[str, Any], of: Matrix) -> dict[Place, Cell]:
+    """A cell for each place that an exclusion covers, also one that names only some of the parameters."""
+    cells = {}
+    for row, column in itertools.product(of.rows, of.columns):
+        place = {of.row_parameter: row, **dict(zip(of.column_parameters, column, strict=True)), **of.fixed}
+        for excluded in plan["excluded"]:
+            named = {name: _label(value) for name, value in excluded["scientific"].items()}
+            if named and named.items() <= place.items():
+                cells[row, column] = Cell(row, column, excluded=str(excluded["why"]))
+                break
+    return cells

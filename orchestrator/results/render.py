@@ -1,0 +1,58 @@
+"""The matrix as a table for a terminal; it says the same without colour."""
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.results.cells import Cell
+from orchestrator.results.matrix import Matrix
+
+_SHORT = {"rank_collapse": "collapsed"}
+
+
+def render(matrix: Matrix) -> Table:
+    """Rows down, columns across; each cell the mean, its interval, and how its trials ended where not completed."""
+    table = Table(box=box.SIMPLE_HEAD, caption=Text(_caption(matrix)), caption_justify="left", padding=(0, 1, 0, 0))
+    table.add_column(Text(matrix.row_parameter), overflow="fold")
+    for column in matrix.columns:
+        table.add_column(Text("\n".join(column) or matrix.metric), overflow="fold")
+    for row in matrix.rows:
+        cells = [matrix.cells.get((row, column)) for column in matrix.columns]
+        table.add_row(Text(row), *map(_text, cells))
+    return table
+
+
+def _text(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("")
+    if cell.excluded is not None:
+        return Text("excluded", style="dim")
+    text = Text("\n").join(Text(_mark(cell, end)) for end in cell.ended if end != "completed" or cell.mean is None)
+    if cell.mean is None:
+        return text
+    number = f"{_number(cell.mean)}{f' ±{cell.interval:.2g}' if cell.interval is not None else ''}"
+    number += "*" if cell.best else "~" if cell.indistinct else ""
+    value = Text(number, style="bold" if cell.best else "")
+    return Text("\n").join([value, text]) if text else value
+
+
+def _mark(cell: Cell, end: str) -> str:
+    """How trials ended, such as ``asha @120``, with how many where it was not all."""
+    count = "" if cell.ended[end] == cell.replicates else f"{cell.ended[end]} "
+    step = f" @{cell.ended_at[end]}" if end in cell.ended_at else ""
+    return f"{count}{_SHORT.get(end, end)}{step}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def _caption(matrix: Matrix) -> str:
+    aim = "highest" if matrix.goal == "maximize" else "lowest"
+    lines = [f"{matrix.metric}, mean over replicates, ± 95 % interval (from three on)."]
+    lines.append(f"* {aim}; ~ not told apart from it; @ smallest last step.")
+    if matrix.nuisance_parameters:
+        lines.append(f"Chosen in each cell: {', '.join(matrix.nuisance_parameters)}.")
+    if matrix.fixed:
+        lines.append(f"Everywhere: {', '.join(f'{name} {value}' for name, value in matrix.fixed.items())}.")
+    return "\n".join(lines)

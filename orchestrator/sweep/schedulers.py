@@ -1,0 +1,110 @@
+"""Ray Tune schedulers over the decisions of `orchestrator.sweep.stopping`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from orchestrator.sweep.stopping import Asha, Decision, group_of
+
+#: Told of every stop: the pack's id and the decision.
+OnDecision = Callable[[str, Decision], None]
+
+
+class AshaScheduler(FIFOScheduler):
+    """Runs packs in the order given and stops those that `Asha` gives up.
+
+    A Tune trial's config names its pack under ``pack``; its results carry ``step`` and the metric. A result without
+    one of them is let through. A pack keeps its place on the rungs over all its attempts.
+
+    Ray pickles a scheduler with its experiment. The rungs travel along, ``on_decision`` does not (it holds the
+    journal): a scheduler that was unpickled refuses trials until `attach` names a new one.
+
+    Raises:
+        ValueError: an unknown mode or scope.
+    """
+
+    def __init__(
+        self,
+        asha: Asha,
+        metric: str,
+        mode: str,
+        scope: str,
+        cells: Mapping[str, str],
+        on_decision: OnDecision,
+    ) -> None:
+        """Build the scheduler of one sweep.
+
+        Args:
+            asha: Empty, or filled through `Asha.record` with what a resumed sweep already measured.
+            metric: The result's key to judge by.
+            mode: ``min`` or ``max``; in the decisions of a ``max`` sweep the metric appears negated.
+            scope: ``cell`` or ``sweep``; see `group_of`.
+            cells: The scientific cell of every pack.
+            on_decision: Called once for every pack that is stopped.
+        """
+        super().__init__()
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be min or max, got {mode!r}")
+        self.asha = asha
+        # Not `_metric`: Ray ends the sweep at the first result that lacks a scheduler's `metric`.
+        self._judged_metric, self._mode = metric, mode
+        self._groups = {pack: group_of(scope, cell) for pack, cell in cells.items()}
+        self._on_decision: OnDecision | None = on_decision
+
+    def attach(self, on_decision: OnDecision) -> None:
+        """Name who is told of stops, after unpickling."""
+        self._on_decision = on_decision
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Accept the metric and mode of a ``TuneConfig`` where they are absent or the scheduler's own."""
+        return metric in (None, self._judged_metric) and mode in (None, self._mode)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Refuse to begin where a stop would go unrecorded.
+
+        Raises:
+            RuntimeError: the scheduler was unpickled and nothing is attached.
+        """
+        if self._on_decision is None:
+            raise RuntimeError("this scheduler was unpickled and has nobody to tell of its stops: call attach() first")
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
+        """Stop the pack or let it go on."""
+        if "step" not in result or self._judged_metric not in result:
+            return TrialScheduler.CONTINUE
+        pack, value = trial.config["pack"], result[self._judged_metric]
+        if value is not None:
+            value = float(value) if self._mode == "min" else -float(value)
+        known = pack in self.asha.stopped
+        decision = self.asha.decide(self._groups[pack], pack, int(result["step"]), value)
+        if decision is None:
+            return TrialScheduler.CONTINUE
+        if not known:
+            assert self._on_decision is not None, "on_trial_add let nobody pass"
+            sign = "negated " if self._mode == "max" else ""
+            message = f"{sign}{self._judged_metric} {decision.message}"
+            self._on_decision(pack, dataclasses.replace(decision, message=message))
+        return TrialScheduler.STOP
+
+    def debug_string(self) -> str:
+        """One line for Ray's own status."""
+        return f"Asha on {self._judged_metric}: {len(self.asha.stopped)} packs stopped, rungs {self.asha.rungs}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_on_decision": None}
+
+
+def _run_all(
+    asha: Asha, metric: str, mode: str, scope: str, cells: Mapping[str, str], on_decision: OnDecision
+) -> FIFOScheduler:
+    return FIFOScheduler()
+
+
+#: Scheduler of each ``early_terminate.type``; all take what `AshaScheduler` takes.
+SCHEDULERS: dict[str, Callable[[Asha, str, str, str, Mapping[str, str], OnDecision], FIFOScheduler]] = {
+    "asha": AshaScheduler,
+    "none": _run_all,
+}

@@ -1,0 +1,156 @@
+"""What runs on a worker: one pack of lanes, from its plan to its rows. The only file that reports to Ray Tune."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from altgrad.training.checkpoint import Checkpoint
+from altgrad.training.config import RunConfig
+from altgrad.training.data import Corpus, CorpusError
+from altgrad.training.loop import train
+from altgrad.training.metrics import Rows
+from orchestrator.corpus import corpus_of
+from orchestrator.results.journal import load_plan
+from orchestrator.results.store import ChunkWriter, Store, next_attempt
+from orchestrator.sweep.checkpoints import latest_checkpoint, save_checkpoint
+from orchestrator.sweep.control import ControlRanks
+from orchestrator.sweep.stopping import Decision, LanePolicy
+from orchestrator.sweep.tracking import Tracker
+from orchestrator.sweep.verdicts import LaneJudge, Verdict, event_columns, lane_rows
+
+
+def run_pack(config: Mapping[str, Any]) -> None:
+    """Train one pack of a sweep: the trainable of Ray Tune.
+
+    Args:
+        config: ``pack`` (its id), ``store`` (URI of the run's folder), ``wandb`` (mode), ``threads`` (of PyTorch).
+
+    Raises:
+        CorpusError: this machine's corpus is not the one that was planned.
+    """
+    torch.set_num_threads(config["threads"])
+    store = Store.open(config["store"])
+    plan = load_plan(store)
+    pack = next(pack for pack in plan["packs"] if pack["pack"] == config["pack"])
+    lanes = {lane["key"]: RunConfig.from_dict(lane["config"]) for lane in pack["lanes"]}
+    corpus = _checked_corpus(next(iter(lanes.values())), plan["corpus"])
+    resume = latest_checkpoint(store, pack["pack"])
+    folder = Path(config["wandb_folder"])
+    tracker = Tracker(config["wandb"], folder, plan["space"]["wandb"]["project"], plan["space"]["wandb"]["entity"], plan["name"])
+    try:
+        run = PackRun(store, plan, pack, lanes, tracker, resume)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        train(
+            list(lanes.values()),
+            run.report,
+            keys=list(lanes),
+            corpus=corpus,
+            device=device,
+            save=run.save,
+            resume=resume,
+        )
+    finally:
+        tracker.close()
+
+
+def _checked_corpus(config: RunConfig, planned: Mapping[str, Any]) -> Corpus:
+    corpus = corpus_of(config)
+    if corpus.hash != planned["hash"]:
+        raise CorpusError(
+            f"the corpus {config.corpus!r} of this machine has hash {corpus.hash[:12]}, the plan has "
+            f"{planned['hash'][:12]}: every node must see the same text (for 'stdlib', the same Python)"
+        )
+    return corpus
+
+
+class PackRun:
+    """What listens to the loop: keeps every row, judges every lane, and tells Ray Tune the few numbers it needs."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Mapping[str, Any],
+        pack: Mapping[str, Any],
+        lanes: Mapping[str, RunConfig],
+        tracker: Tracker,
+        resume: Checkpoint | None,
+    ) -> None:
+        self._store, self._pack, self._lanes, self._tracker = store, pack["pack"], lanes, tracker
+        self._attempt = next_attempt(store, self._pack)
+        self._writer = ChunkWriter(store, self._pack, self._attempt)
+        self._metric = plan["metric"]["name"]
+        self._started = time.monotonic()
+        rules = plan["space"]["early_terminate"]
+        policy = LanePolicy(**{field.name: rules[field.name] for field in dataclasses.fields(LanePolicy)})
+        control = ControlRanks(store, pack["control_pack"]).at if pack["control_pack"] else None
+        watched = pack["control"] is False
+        #: The lanes still alive.
+        self._judges = {
+            key: LaneJudge(config, policy, control if watched else _itself)
+            for key, config in lanes.items()
+            if resume is None or key in resume.keys
+        }
+        for key, judge in self._judges.items():
+            if resume is not None:
+                judge.restore(resume.extra["judges"][key])
+            tracker.start(key, f"{pack['cell']} seed={lanes[key].seed}", lanes[key].to_dict(), tags=[pack["cell"]])
+
+    def report(self, step: int, rows: Rows) -> set[str]:
+        """Keep the rows, judge the lanes, report; the keys of lanes that end here."""
+        self._writer.append("steps", rows.steps)
+        self._writer.append("layers", rows.layers)
+        self._tracker.log(rows.steps, rows.layers)
+        verdicts = {key: judge.judge(step, *lane_rows(rows, key)) for key, judge in self._judges.items()}
+        for key, verdict in verdicts.items():
+            self._keep_events(key, verdict)
+        ended = {key: verdict.decision for key, verdict in verdicts.items() if verdict.decision is not None}
+        self._judges = {key: judge for key, judge in self._judges.items() if key not in ended}
+        living = [verdicts[key].report for key in self._judges]
+        ends = [_end_record(key, decision) for key, decision in ended.items()]
+        if step == next(iter(self._lanes.values())).steps:
+            ends += [_completed_record(key, step) for key in self._judges]
+        for end in ends:
+            self._tracker.finish(end["key"], end["reason"], {})
+        result: dict[str, Any] = {
+            "step": step,
+            "attempt": self._attempt,
+            "seconds": time.monotonic() - self._started,
+            "lanes": len(living),
+            "warnings": sum(len(check.warnings) for v in verdicts.values() for check in v.report.rank_checks),
+            "ended": ends,
+        }
+        if living:
+            # A pack without living lanes reports no metric: its lanes ended by themselves, and ASHA has no say.
+            result[self._metric] = float(np.mean([getattr(report, self._metric) for report in living]))
+        tune.report(result)
+        return set(ended)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, with the judges' memory in it."""
+        extra = {"judges": {key: judge.state() for key, judge in self._judges.items()}}
+        save_checkpoint(self._store, self._pack, self._attempt, dataclasses.replace(checkpoint, extra=extra))
+
+    def _keep_events(self, key: str, verdict: Verdict) -> None:
+        events = event_columns(key, verdict, datetime.now(UTC).replace(tzinfo=None))
+        self._writer.append("events", events)
+        for kind, matrix, message in zip(events["kind"], events["matrix"], events["message"], strict=True):
+            self._tracker.alert(key, kind, f"{kind} {matrix or ''}".strip(), message)
+
+
+def _itself(step: int) -> None:
+    """The control of the control: there is none, so nothing is decided on its ranks."""
+
+
+def _end_record(key: str, decision: Decision) -> dict[str, Any]:
+    return {"key": key, **dataclasses.asdict(decision)}
+
+
+def _completed_record(key: str, step: int) -> dict[str, Any]:
+    return {"key": key, "reason": "completed", "step": step, "message": f"all {step} steps"}
