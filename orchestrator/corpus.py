@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus, CorpusError, load_corpus
+from altgrad.training.config import CorpusError, RunConfig
+from altgrad.training.data import Corpus, load_corpus
 
 
 def read_parquet_text(path: Path, column: str) -> str:

@@ -420,6 +420,12 @@ def test_a_bad_override_is_named(write: Write, override: str, message: str) -> N
     assert problems_of(write(GRID), override) == [message]
 
 
+def test_an_override_is_not_blamed_for_what_it_leaves(write: Write) -> None:
+    text = GRID + "  lr: {value: 1e-3, role: nuisanse}\n"
+    message = "x.yaml:4: parameters.lr.role: unknown value 'nuisanse' (text); did you mean 'nuisance'?"
+    assert problems_of(write(text), "lr=1e-2") == [message]
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_what_is_written_down_reads_back_the_same(tmp_path: Path, path: Path) -> None:
     spec = load_space(path)

@@ -60,7 +60,7 @@ class QuantizeFunc(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
         """See `quantize`."""
         factor = checked_scale(x, scale)
-        q = kernels.round_nearest(as_float32(x) / factor, numbers(format, x.device))
+        q = kernels.round_nearest(_float32(x) / factor, numbers(format, x.device))
         return (q * factor).to(x.dtype)
 
     @staticmethod
@@ -77,7 +77,7 @@ class DequantizeFunc(torch.autograd.Function):
         """See `dequantize`."""
         factor = checked_scale(q, scale)
         ctx.save_for_backward(factor)
-        return (as_float32(q) * factor).to(q.dtype)
+        return (_float32(q) * factor).to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -102,7 +102,7 @@ def encode(x: Tensor, format: FP8Format, scale: float | Tensor = 1.0) -> Tensor:
     tensor([  0,  60, 188], dtype=torch.uint8)
     """
     _require_eight_bits(format)
-    v = as_float32(x) / checked_scale(x, scale)
+    v = _float32(x) / checked_scale(x, scale)
     n = numbers(format, x.device)
     magnitude = kernels.value_to_rung(kernels.round_nearest(v, n), n).abs()
     nan = v.isnan()
@@ -160,7 +160,7 @@ def grid_state(x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
         ValueError: the scale is invalid.
     """
     n = numbers(format, x.device)
-    q = kernels.round_nearest(as_float32(x.detach()) / checked_scale(x, scale), n)
+    q = kernels.round_nearest(_float32(x.detach()) / checked_scale(x, scale), n)
     if format.bits != 8:
         return torch.where(q.isnan(), torch.nan, q).view(torch.int32)
     return torch.where(q.isnan(), _NAN_STATE, kernels.value_to_rung(q, n)).to(torch.int8)
@@ -180,7 +180,11 @@ def _code_values(format: FP8Format, device: torch.device) -> Tensor:
 
 
 def checked_scale(x: Tensor, scale: float | Tensor) -> Tensor:
-    """The scale as a float32 tensor beside ``x``: dividing by a number would multiply by its reciprocal on a GPU."""
+    """The scale as a float32 tensor beside ``x``: dividing by a number would multiply by its reciprocal on a GPU.
+
+    Raises:
+        ValueError: the scale is not positive and finite in float32, or does not broadcast to the shape of ``x``.
+    """
     factor = torch.as_tensor(scale, dtype=torch.float32).detach()
     valid = (factor > 0) & factor.isfinite()
     if not valid.all():
@@ -191,7 +195,7 @@ def checked_scale(x: Tensor, scale: float | Tensor) -> Tensor:
     return factor.to(x.device)
 
 
-def as_float32(x: Tensor) -> Tensor:
+def _float32(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(f"values must be floating point, got {x.dtype}")
     return x.to(torch.float32)

@@ -34,6 +34,10 @@ class ConfigError(ValueError):
         self.problems = problems
 
 
+class CorpusError(ValueError):
+    """A corpus that cannot be read or is too small."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the GPT; the defaults are nanoGPT's CPU setting."""

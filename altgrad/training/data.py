@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from altgrad.training.config import CorpusError
+
 #: Reads the text of a file format: (file, text column) -> text.
 Reader = Callable[[Path, str], str]
 
 _TRAIN_SHARE = 0.9
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
-
-
-class CorpusError(ValueError):
-    """A corpus that cannot be read or is too small."""
 
 
 @dataclass(frozen=True)

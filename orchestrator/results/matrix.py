@@ -106,7 +106,7 @@ def matrix(
         nuisance_parameters=tuple(nuisance),
         fixed=fixed,
         rows=list(dict.fromkeys(position[0] for position in positions)),
-        columns=list(dict.fromkeys(place(position)[1] for position in positions)),
+        columns=_in_order(place(position)[1] for position in positions),
         cells={
             place(position): build_cell(place(position), list(group.values()), goal, position in controls)
             for position, group in settings.items()
@@ -183,6 +183,13 @@ def _settings(
 
 def _position(axes: Sequence[str], pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Position:
     return tuple(_label(_parameter(name, pack, lane)) for name in axes)
+
+
+def _in_order(columns: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Each column once, those alike in their first part together, each part in the order it first came up."""
+    unique = list(dict.fromkeys(columns))
+    order = [list(dict.fromkeys(parts)) for parts in zip(*unique, strict=True)]
+    return sorted(unique, key=lambda column: [known.index(part) for known, part in zip(order, column, strict=True)])
 
 
 def _parameter(name: str, pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Any:

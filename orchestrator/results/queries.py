@@ -91,7 +91,7 @@ def query(stores: Store | Sequence[Store], sql: str, timeout_s: float = 60.0) ->
 
 def _damaged(stores: Store | Sequence[Store], error: Exception) -> Iterator[str]:
     """What to do about each damaged file, where that may be why a query failed."""
-    if isinstance(error, duckdb.ProgrammingError) and not isinstance(error, duckdb.InvalidInputException):
+    if not isinstance(error, (duckdb.InvalidInputException, duckdb.IOException, pa.ArrowException, OSError)):
         return
     for store in [stores] if isinstance(stores, Store) else stores:
         for table, schema in SCHEMAS.items():

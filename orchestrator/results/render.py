@@ -30,7 +30,7 @@ def _text(cell: Cell | None) -> Text:
     text = Text("\n").join(Text(_mark(cell, end)) for end in cell.ended if end != "completed" or cell.mean is None)
     if cell.mean is None:
         return text
-    number = f"{_number(cell.mean)}{f' ±{cell.interval:.2g}' if cell.interval is not None else ''}"
+    number = _number(cell.mean) + ("" if cell.interval is None else f" ±{_number(cell.interval)}")
     number += "*" if cell.best else "~" if cell.indistinct else ""
     value = Text(number, style="bold" if cell.best else "")
     return Text("\n").join([value, text]) if text else value
@@ -44,7 +44,7 @@ def _mark(cell: Cell, end: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+    return f"{value:.3f}" if value == 0 or 0.0005 <= abs(value) < 1000 else f"{value:.2g}"
 
 
 def _caption(matrix: Matrix) -> str:

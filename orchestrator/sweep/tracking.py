@@ -18,6 +18,8 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
+Column = Sequence[Any] | np.ndarray
+
 #: What may be asked for; ``auto`` is decided by `choose_mode`.
 REQUESTS: tuple[str, ...] = ("auto", "online", "offline", "disabled")
 #: Columns of ``layers`` shown as histograms over a lane's matrices.
@@ -93,7 +95,7 @@ class Tracker:
 
     Args:
         mode: What `choose_mode` returned.
-        folder: Everything that W&B writes goes under it: ``wandb/`` for the runs, ``cache/`` for the rest.
+        folder: Everything that W&B writes goes under it: ``wandb/`` for the runs, ``wandb/cache/`` for the rest.
         project: W&B project; None leaves it to W&B's own settings.
         entity: W&B user or team; None likewise.
         group: The sweep's name.
@@ -139,7 +141,7 @@ class Tracker:
             run.define_metric("step", hidden=True)
             run.define_metric("*", step_metric="step")
 
-    def log(self, steps: Mapping[str, Sequence[Any]], layers: Mapping[str, Sequence[Any]]) -> None:
+    def log(self, steps: Mapping[str, Column], layers: Mapping[str, Column]) -> None:
         """Send a batch of rows: every scalar of every step, and one histogram over matrices for each of `HISTOGRAMS`.
 
         Args:
@@ -204,7 +206,7 @@ class Tracker:
 
         W&B answers an unwritable folder by moving to the temporary directory; that is refused here.
         """
-        cache = self._folder / "cache"
+        cache = self._folder / "wandb" / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         if not os.access(self._folder, os.R_OK | os.W_OK):
             raise PermissionError(f"{self._folder} cannot be written")
@@ -249,7 +251,7 @@ def _undefined(value: Any) -> bool:
     return value is None or (isinstance(value, numbers.Real) and math.isnan(value))
 
 
-def _scalars(steps: Mapping[str, Sequence[Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+def _scalars(steps: Mapping[str, Column]) -> dict[str, dict[int, dict[str, Any]]]:
     """Rows by lane and step, each with the numbers that are defined."""
     columns = {name: np.asarray(values).tolist() for name, values in steps.items()}
     measured = [(name, values) for name, values in columns.items() if name not in _IDENTITY]
@@ -262,7 +264,7 @@ def _scalars(steps: Mapping[str, Sequence[Any]]) -> dict[str, dict[int, dict[str
     return rows
 
 
-def _last_values(key: str, layers: Mapping[str, Sequence[Any]]) -> Iterator[tuple[int, str, np.ndarray]]:
+def _last_values(key: str, layers: Mapping[str, Column]) -> Iterator[tuple[int, str, np.ndarray]]:
     """Step, column and finite values over matrices, at the last step where a lane's column has any."""
     mine = np.asarray(layers.get("key", ())) == key
     if not mine.any():

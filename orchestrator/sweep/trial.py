@@ -12,8 +12,8 @@ import torch
 from ray import tune
 
 from altgrad.training.checkpoint import Checkpoint
-from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus, CorpusError
+from altgrad.training.config import CorpusError, RunConfig
+from altgrad.training.data import Corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
 from orchestrator.corpus import corpus_of
@@ -30,7 +30,8 @@ def run_pack(config: Mapping[str, Any]) -> None:
     """Train one pack of a sweep: the trainable of Ray Tune.
 
     Args:
-        config: ``pack`` (its id), ``store`` (URI of the run's folder), ``wandb`` (mode), ``threads`` (of PyTorch).
+        config: ``pack`` (its id), ``store`` (URI of the run's folder), ``threads`` (of PyTorch), ``wandb`` (mode),
+            ``wandb_folder``.
 
     Raises:
         CorpusError: this machine's corpus is not the one that was planned.
@@ -42,8 +43,8 @@ def run_pack(config: Mapping[str, Any]) -> None:
     lanes = {lane["key"]: RunConfig.from_dict(lane["config"]) for lane in pack["lanes"]}
     corpus = _checked_corpus(next(iter(lanes.values())), plan["corpus"])
     resume = latest_checkpoint(store, pack["pack"])
-    folder = Path(config["wandb_folder"])
-    tracker = Tracker(config["wandb"], folder, plan["space"]["wandb"]["project"], plan["space"]["wandb"]["entity"], plan["name"])
+    wandb = plan["space"]["wandb"]
+    tracker = Tracker(config["wandb"], Path(config["wandb_folder"]), wandb["project"], wandb["entity"], plan["name"])
     try:
         run = PackRun(store, plan, pack, lanes, tracker, resume)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,10 +91,9 @@ class PackRun:
         rules = plan["space"]["early_terminate"]
         policy = LanePolicy(**{field.name: rules[field.name] for field in dataclasses.fields(LanePolicy)})
         control = ControlRanks(store, pack["control_pack"]).at if pack["control_pack"] else None
-        watched = pack["control"] is False
         #: The lanes still alive.
         self._judges = {
-            key: LaneJudge(config, policy, control if watched else _itself)
+            key: LaneJudge(config, policy, control)
             for key, config in lanes.items()
             if resume is None or key in resume.keys
         }
@@ -142,10 +142,6 @@ class PackRun:
         self._writer.append("events", events)
         for kind, matrix, message in zip(events["kind"], events["matrix"], events["message"], strict=True):
             self._tracker.alert(key, kind, f"{kind} {matrix or ''}".strip(), message)
-
-
-def _itself(step: int) -> None:
-    """The control of the control: there is none, so nothing is decided on its ranks."""
 
 
 def _end_record(key: str, decision: Decision) -> dict[str, Any]:

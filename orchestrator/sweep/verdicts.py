@@ -27,17 +27,19 @@ class LaneJudge:
     """Judges one lane: its ranks against the reference, its losses and stalls against its policy."""
 
     def __init__(self, config: RunConfig, policy: LanePolicy, control: Control | None) -> None:
-        """``control``: None holds ranks against the lane's own start."""
+        """``control``: None for a control itself, whose ranks are held against nothing."""
         names = {name: aliases(config.model, name) for name in matrix_names(config.model)}
         self._ranks = RankWatch(config.ranks, names)
         self._watch = LaneWatch(policy)
         self._policy, self._control = policy, control
+        self._own_start = config.ranks.reference == "initial"
         #: Measured ranks that wait for the control to come as far, oldest first.
         self._waiting: list[tuple[int, dict[str, float]]] = []
 
     def judge(self, step: int, steps: Mapping[str, np.ndarray], layers: Mapping[str, np.ndarray]) -> Verdict:
         """Take in a lane's own rows since the last report."""
-        self._waiting += list(_checks(layers))
+        if self._own_start or self._control:
+            self._waiting += list(_checks(layers))
         stalls = steps["stall_ratio"][~np.isnan(steps["stall_ratio"])]
         report = LaneReport(
             step=step,

@@ -73,7 +73,9 @@ def test_codes_survive_the_round_trip(format: FP8Format) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "dtype"), [(FP32, torch.float32), (BF16, torch.bfloat16), (FP16, torch.float16)], ids=str
+    ("format", "dtype"),
+    [(FP32, torch.float32), (BF16, torch.bfloat16), (FP16, torch.float16)],
+    ids=["fp32", "bf16", "fp16"],
 )
 def test_wide_formats_are_torchs(format: FP8Format, dtype: torch.dtype) -> None:
     facts = torch.finfo(dtype)

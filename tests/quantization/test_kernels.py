@@ -38,7 +38,7 @@ def test_rounds_as_gfloat_does(format: FP8Format) -> None:
         (FP16, torch.float16),
         (FP32, torch.float32),
     ],
-    ids=str,
+    ids=["E4M3", "E5M2", "bf16", "fp16", "fp32"],
 )
 def test_rounds_as_torch_casts(format: FP8Format, dtype: torch.dtype) -> None:
     values = torch.from_numpy(hard_values(E5M2))

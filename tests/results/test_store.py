@@ -214,7 +214,7 @@ def test_a_flipped_bit_is_damage_or_changes_nothing(position: int, bit: int) -> 
 @given(st.integers(0, len(ENCODED) - 1))
 @settings(max_examples=50, deadline=None)
 def test_a_truncated_file_is_damage(length: int) -> None:
-    with pytest.raises(DamagedError, match="^name: "):
+    with pytest.raises(DamagedError, match=r"^name: "):
         decode_table("name", ENCODED[:length], STEPS)
 
 
@@ -326,5 +326,5 @@ def test_attempts_are_ordered_as_numbers_and_packs_do_not_mix(store: Store) -> N
 
 @pytest.mark.parametrize(("pack", "attempt"), [("../p", 1), ("a/b", 1), ("p", 0)])
 def test_a_writer_needs_a_valid_pack_and_attempt(local_store: Store, pack: str, attempt: int) -> None:
-    with pytest.raises(ValueError, match="not a valid name|attempts count from 1"):
+    with pytest.raises(ValueError, match=r"not a valid name|attempts count from 1"):
         ChunkWriter(local_store, pack, attempt)

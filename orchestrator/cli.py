@@ -1,0 +1,364 @@
+"""The `altgrad` command: parses, delegates, prints.
+
+Results go to stdout, everything said on the way to stderr. Heavy libraries are imported by the commands that need them,
+so that help is there at once.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from altgrad.training.config import ConfigError, CorpusError
+from orchestrator.space import SpaceError
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
+    from orchestrator.results.journal import SweepState
+    from orchestrator.results.store import Store
+    from orchestrator.sweep.progress import Progress
+
+OK, USAGE, FAILED_TRIALS, ENVIRONMENT, INTEGRITY = 0, 2, 3, 4, 5
+
+app = App(
+    name="altgrad",
+    help="Which 8-bit number format trains a GPT best, and where and why do the others fail?",
+    version_flags=["--version"],
+)
+out = Console()
+err = Console(stderr=True)
+
+Overrides = Annotated[list[str], Parameter(help="key=value pairs: parameters, keys of the file, or fields of a run.")]
+Run = Annotated[str, Parameter(help="The run's folder or URI, or its name under runs/.")]
+
+
+class UsageError(Exception):
+    """Something the person who typed the command can put right."""
+
+
+def main() -> None:
+    """Entry point of the command; exit codes are those of the README."""
+    try:
+        code = app()
+    except (SpaceError, ConfigError, CorpusError, UsageError) as error:
+        _complain(error)
+        code = USAGE
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+@app.command
+def plan(
+    space: Path, overrides: Overrides | None = None, /, *, as_json: Annotated[bool, Parameter("--json")] = False
+) -> int:
+    """Show what a sweep would run, and run nothing.
+
+    Example: altgrad plan search_spaces/quickstart.yaml format=[E4M3,E5M2]
+    """
+    planned = _planned(space, overrides or [])
+    if as_json:
+        print(json.dumps(planned.to_dict()))
+        return OK
+    table = Table("cell", "trials", "settings", "steps each", title=planned.spec.name, title_justify="left")
+    cells: dict[str, list[Any]] = {}
+    for pack in planned.packs:
+        cells.setdefault(pack.cell + (" (control)" if pack.control else ""), []).append(pack)
+    for cell, packs in cells.items():
+        trials = sum(len(pack.lanes) for pack in packs)
+        table.add_row(cell, str(trials), str(len(packs)), str(packs[0].lanes[0].config.steps))
+    out.print(table)
+    lanes = sum(len(pack.lanes) for pack in planned.packs)
+    out.print(f"{lanes} trials in {len(planned.packs)} packs, {len(planned.excluded)} combinations left out")
+    corpus = planned.corpus
+    out.print(f"corpus {corpus['corpus']}: {corpus['tokens']:,} tokens, {corpus['vocabulary']} different")
+    return OK
+
+
+@app.command
+def sweep(
+    space: Path,
+    overrides: Overrides | None = None,
+    /,
+    *,
+    name: str | None = None,
+    storage: str = "runs",
+    address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None,
+) -> int:
+    """Run a search space: plan it, train every trial under Ray Tune, print the matrix.
+
+    A sweep that was interrupted goes on where it was; one that is finished is not run again.
+
+    Example: altgrad sweep search_spaces/quickstart.yaml
+
+    Parameters
+    ----------
+    name
+        Name of the run's folder; the file's own name by default.
+    storage
+        Folder or URI (s3://bucket/runs) under which runs are kept; every worker must reach it.
+    address
+        A running Ray cluster (auto on its head node); without one, Ray is started here.
+    """
+    from orchestrator.run_folder import RunFolderError, claim, run_store
+
+    with err.status("reading the search space and the corpus"):
+        planned = _planned(space, overrides or [])
+        try:
+            store = run_store(name or planned.spec.name, storage)
+            state = claim(planned, store)
+        except RunFolderError as error:
+            raise UsageError(str(error)) from error
+    for note in planned.spec.notes:
+        err.print(note)
+    return _run(planned, store, state, address)
+
+
+@app.command
+def resume(run: Run, /, *, address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None) -> int:
+    """Go on with a sweep that was interrupted: unfinished trials only, each from its last checkpoint.
+
+    Checkpoints are data and are never executed; the folder's plan decides what runs, so resume folders that you trust.
+
+    Example: altgrad resume runs/quickstart
+    """
+    from orchestrator.plan import Plan
+    from orchestrator.results.journal import load_plan
+    from orchestrator.run_folder import RunFolderError, claim
+
+    store = _opened(run)
+    planned = Plan.from_dict(load_plan(store))
+    try:
+        state = claim(planned, store)
+    except RunFolderError as error:
+        raise UsageError(str(error)) from error
+    return _run(planned, store, state, address)
+
+
+@app.command
+def status(run: Run, /, *, as_json: Annotated[bool, Parameter("--json")] = False) -> int:
+    """Where a sweep stands, running or not.
+
+    Example: altgrad status runs/quickstart
+    """
+    from orchestrator.results.journal import Journal, SweepState, load_plan
+
+    store = _opened(run)
+    held = load_plan(store)
+    state = SweepState.from_records(held, Journal(store).read())
+    lanes = [vars(lane) for lane in state.lanes.values()]
+    if as_json:
+        print(json.dumps({"name": held["name"], "running": state.driver_alive, "lanes": lanes}, default=str))
+        return OK
+    cells = {pack["pack"]: pack["cell"] for pack in held["packs"]}
+    counts: dict[str, int] = {}
+    for lane in state.lanes.values():
+        counts[lane.reason or lane.status] = counts.get(lane.reason or lane.status, 0) + 1
+    driver = "being run" if state.driver_alive else "not being run"
+    out.print(f"{held['name']}: {driver}; " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    table = Table("cell", "trial", "state", "step", "why")
+    for lane in state.lanes.values():
+        if lane.status not in ("planned", "finished") or lane.reason not in (None, "completed"):
+            step = "" if lane.step is None else str(lane.step)
+            table.add_row(cells[lane.pack], lane.key[:8], lane.reason or lane.status, step, lane.message or "")
+    if table.row_count:
+        out.print(table)
+    if state.unfinished and not state.driver_alive:
+        err.print(f"go on with: altgrad resume {store.uri}")
+    return OK
+
+
+@app.command
+def consolidate(run: Run, /, *, as_json: Annotated[bool, Parameter("--json")] = False) -> int:
+    """Gather a run's chunks into its dataset; again and again, also while it runs.
+
+    Example: altgrad consolidate runs/quickstart
+    """
+    from orchestrator.results.consolidate import consolidate as gather
+
+    report = gather(_opened(run))
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        rows = ", ".join(f"{n:,} {table}" for table, n in report.rows.items())
+        out.print(f"{len(report.written)} files written, {len(report.unchanged)} unchanged: {rows}")
+    for chunk in report.damaged:
+        err.print(f"damaged, left out: {chunk}")
+    return INTEGRITY if report.damaged else OK
+
+
+@app.command
+def query(run: Run, sql: str, /, *, format: Literal["table", "csv", "json"] = "table") -> int:
+    """Ask a run in SQL; the tables are trials, steps, layers, events.
+
+    Example: altgrad query runs/quickstart "SELECT format, avg(stall_ratio) FROM layers GROUP BY format"
+    """
+    from orchestrator.results.consolidate import consolidate as gather
+    from orchestrator.results.queries import QueryError
+    from orchestrator.results.queries import query as ask
+
+    store = _opened(run)
+    gather(store)
+    try:
+        found = ask(store, sql)
+    except QueryError as error:
+        raise UsageError(str(error)) from error
+    if format == "json":
+        print(json.dumps(found.to_pylist(), default=str))
+    elif format == "csv":
+        print(found.to_pandas().to_csv(index=False), end="")
+    else:
+        table = Table(*found.column_names)
+        for row in found.to_pylist():
+            table.add_row(*("-" if value is None else str(value) for value in row.values()))
+        out.print(table)
+    return OK
+
+
+@app.command
+def matrix(
+    run: Run,
+    /,
+    *,
+    rows: str = "format",
+    columns: tuple[str, ...] = ("optimizer", "storage"),
+    metric: str = "val_loss",
+    as_json: Annotated[bool, Parameter("--json")] = False,
+) -> int:
+    """Print a run's matrix: the best setting of each cell, averaged over replicates.
+
+    Example: altgrad matrix runs/quickstart --metric stall_ratio
+    """
+    from orchestrator.results.consolidate import consolidate as gather
+    from orchestrator.results.matrix import matrix as build
+    from orchestrator.results.render import render
+
+    store = _opened(run)
+    gather(store)
+    try:
+        built = build(store, rows, columns, metric)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if as_json:
+        print(json.dumps(built.to_dict()))
+    else:
+        out.print(render(built))
+    return OK
+
+
+@app.command
+def train(config: Path, overrides: Overrides | None = None, /, *, rows: Path | None = None) -> int:
+    """Train one run, without Ray.
+
+    Example: altgrad train run.yaml steps=200 --rows run.parquet
+
+    Parameters
+    ----------
+    rows
+        Parquet file for the rows of every step; those of every matrix go beside it.
+    """
+    from orchestrator.single import load_run, train_one
+
+    run = load_run(config, overrides or [])
+    return OK if train_one(run, rows, out, err) else FAILED_TRIALS
+
+
+def _planned(space: Path, overrides: list[str]) -> "Plan":
+    from orchestrator.space import load_space
+
+    spec = load_space(space, overrides)
+    from orchestrator.run_folder import plan_sweep
+
+    return plan_sweep(spec)
+
+
+def _opened(run: str) -> "Store":
+    from orchestrator.run_folder import RunFolderError, open_run
+
+    try:
+        return open_run(run)
+    except RunFolderError as error:
+        raise UsageError(str(error)) from error
+
+
+def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | None) -> int:
+    """Run what is unfinished, then say what came of it."""
+    from orchestrator.sweep.progress import Progress
+
+    if not state.unfinished:
+        err.print(f"all trials of {store.uri} have ended; nothing is left to run")
+        return _conclude(store)
+    ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
+    progress = Progress(planned, ended)
+    with _shown(progress):
+        progress.say("loading PyTorch and Ray")
+        from orchestrator.sweep.tuner import run_sweep
+
+        try:
+            outcome = run_sweep(planned, store, progress, address)
+        except ConnectionError as error:
+            err.print(f"cannot reach Ray at {address}: {error}")
+            return ENVIRONMENT
+    code = _conclude(store)
+    for pack, error in outcome.failed.items():
+        err.print(f"failed: {pack}: {error}", markup=False)
+    if outcome.signal is not None:
+        err.print(f"interrupted; go on with: altgrad resume {store.uri}")
+        return 128 + outcome.signal
+    return FAILED_TRIALS if outcome.failed else code
+
+
+@contextmanager
+def _shown(progress: "Progress") -> Iterator[None]:
+    """Draw the progress on a terminal; elsewhere say in a line how each trial ended."""
+    from rich.live import Live
+
+    if not err.is_terminal:
+        progress.echo = lambda line: err.print(line, markup=False)
+        yield
+        return
+    with Live(progress, console=err, refresh_per_second=8, transient=True):
+        yield
+
+
+def _conclude(store: "Store") -> int:
+    """The matrix, how trials ended, what stopping saved, and what to type next."""
+    from orchestrator.results.consolidate import consolidate as gather
+    from orchestrator.results.matrix import matrix as build
+    from orchestrator.results.matrix import savings
+    from orchestrator.results.render import render
+
+    report = gather(store)
+    out.print(render(build(store)))
+    saved = savings(store)
+    ends = ", ".join(f"{n} {reason}" for reason, n in sorted(saved.lanes_by_reason.items()))
+    out.print(f"How trials ended: {ends}.")
+    if saved.saved:
+        by = ", ".join(f"{steps:,} by {reason}" for reason, steps in saved.saved_by_reason.items())
+        share = saved.saved / saved.planned
+        out.print(f"Stopping saved {saved.saved:,} of {saved.planned:,} steps ({share:.0%}): {by}.")
+    out.print("\nNext:")
+    out.print(f"  altgrad matrix {store.uri} --metric stall_ratio", highlight=False)
+    sql = "SELECT format, matrix, avg(stall_ratio) FROM layers GROUP BY ALL ORDER BY 3 DESC LIMIT 10"
+    out.print(f'  altgrad query {store.uri} "{sql}"', highlight=False, soft_wrap=True)
+    out.print(f"  altgrad status {store.uri}", highlight=False)
+    for chunk in report.damaged:
+        err.print(f"damaged, left out: {chunk}", markup=False)
+    return INTEGRITY if report.damaged else OK
+
+
+def _complain(error: Exception) -> None:
+    for line in str(error).splitlines():
+        err.print(f"error: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The folder of one sweep: made once, recognised afterwards."""
+
+import json
+from pathlib import Path
+
+from altgrad.training.config import CorpusError
+from orchestrator.corpus import corpus_of
+from orchestrator.plan import Plan, make_plan
+from orchestrator.results.journal import Journal, SweepState, load_plan
+from orchestrator.results.store import Store, validate_name
+from orchestrator.space import SweepSpec
+
+PLAN = "plan.json"
+
+
+class RunFolderError(ValueError):
+    """A folder that does not hold the sweep that was asked for."""
+
+
+def open_run(where: str, runs: str = "runs") -> Store:
+    """The store of a sweep that exists: a path or URI of its folder, or its name under ``runs``.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    for candidate in (where, f"{runs}/{where}"):
+        store = Store.open(candidate)
+        if store.exists(PLAN):
+            return store
+    raise RunFolderError(f"no sweep in {where!r} (a run's folder holds a {PLAN})")
+
+
+def run_store(name: str, runs: str) -> Store:
+    """Where a sweep of this name lives.
+
+    Raises:
+        RunFolderError: the name would lead out of the folder.
+    """
+    try:
+        return Store.open(runs).sub(validate_name(name))
+    except ValueError as error:
+        raise RunFolderError(str(error)) from error
+
+
+def plan_sweep(spec: SweepSpec) -> Plan:
+    """Read the corpus and lay out the trials, with everything checked that can be without training.
+
+    Raises:
+        CorpusError: the corpus is missing or too short for a block.
+        ConfigError: a layer rule matches no matrix.
+    """
+    from altgrad.training.data import check_length
+    from altgrad.training.precision import layer_formats
+
+    unread = make_plan(spec, {"corpus": "", "hash": "", "tokens": 0, "vocabulary": 0})
+    configs = [lane.config for pack in unread.packs for lane in pack.lanes]
+    if len({(config.corpus, config.tokens, config.text_column) for config in configs}) > 1:
+        raise CorpusError("all trials of a sweep train on one corpus: losses on different texts cannot be compared")
+    corpus = corpus_of(configs[0])
+    for config in configs:
+        check_length(corpus, config.model.block_size)
+        layer_formats(config)
+    named = configs[0].corpus
+    named = named if named == "stdlib" else str(Path(named).expanduser().absolute())
+    facts = {"corpus": named, "hash": corpus.hash, "tokens": corpus.tokens, "vocabulary": corpus.vocabulary}
+    return make_plan(spec, facts)
+
+
+def claim(plan: Plan, store: Store) -> SweepState:
+    """Make the folder the sweep's own, or find that it is already.
+
+    Returns:
+        Where the sweep stands.
+
+    Raises:
+        RunFolderError: it holds another sweep, or another process is running this one.
+    """
+    if store.exists(PLAN):
+        held = load_plan(store)
+        if held["spec_hash"] != plan.spec_hash:
+            raise RunFolderError(
+                f"{store.uri} already holds another sweep (its plan is {held['spec_hash']}, this one is "
+                f"{plan.spec_hash}): give this one another --name, or delete that folder"
+            )
+    else:
+        store.write_bytes(PLAN, json.dumps(plan.to_dict(), indent=1).encode())
+    state = SweepState.from_records(plan.to_dict(), Journal(store).read())
+    if state.driver_alive:
+        assert state.driver is not None
+        raise RunFolderError(f"{store.uri} is being run by process {state.driver[1]} of this machine")
+    return state

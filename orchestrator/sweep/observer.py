@@ -1,0 +1,103 @@
+"""What the driver hears from Ray Tune, written to the journal and shown to the person watching."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from orchestrator.results.journal import Journal, SweepState
+from orchestrator.sweep.progress import Progress
+from orchestrator.sweep.stopping import Decision
+
+
+class SweepObserver(Callback):
+    """Turns Tune's callbacks and the scheduler's stops into journal records."""
+
+    def __init__(self, state: SweepState, journal: Journal, progress: Progress) -> None:
+        self._journal, self._progress = journal, progress
+        #: Keys of the lanes that have not ended, by pack.
+        self._living: dict[str, list[str]] = {pack: [] for pack in state.unfinished}
+        for lane in state.lanes.values():
+            if lane.status != "finished":
+                self._living[lane.pack].append(lane.key)
+        self._stops: dict[str, Decision] = {}
+        #: The last error of every pack that failed and has not been started again.
+        self.failed: dict[str, str] = {}
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Packs with lanes that have neither ended nor failed."""
+        return [pack for pack, keys in self._living.items() if keys and pack not in self.failed]
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A pack was placed."""
+        pack = trial.config["pack"]
+        self.failed.pop(pack, None)
+        self._journal.append({"event": "pack_started", "pack": pack})
+        self._progress.started(pack)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A pack reported. The scheduler has decided on it by now, but lanes that ended by themselves come first."""
+        if "step" not in result:
+            return
+        pack = trial.config["pack"]
+        metrics = {name: result[name] for name in ("loss", "val_loss", "warnings", "lanes") if name in result}
+        self._journal.append(
+            {
+                "event": "reported",
+                "pack": pack,
+                "attempt": result["attempt"],
+                "step": result["step"],
+                "metrics": metrics,
+                "seconds": result["seconds"],
+            }
+        )
+        self._progress.reported(pack, result)
+        for end in result["ended"]:
+            self._end(pack, end)
+        if pack in self._stops:
+            for key in list(self._living[pack]):
+                self._end(pack, {"key": key, **dataclasses.asdict(self._stops[pack])})
+
+    def stopped(self, pack: str, decision: Decision) -> None:
+        """The scheduler stops a pack on the result that `on_trial_result` is about to see."""
+        self._stops[pack] = decision
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A pack ran out of steps or lanes, or was stopped."""
+        self._progress.left(trial.config["pack"])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A pack failed and Tune gave it up."""
+        self._fail(trial)
+        pack = trial.config["pack"]
+        for key in self._living[pack]:
+            self._progress.ended(key, "failed")
+        self._progress.left(pack)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A pack failed and Tune will try again."""
+        self._fail(trial)
+        self._progress.left(trial.config["pack"])
+
+    def _fail(self, trial: Trial) -> None:
+        pack = trial.config["pack"]
+        self.failed[pack] = _last_line(trial)
+        self._journal.append({"event": "pack_failed", "pack": pack, "error": self.failed[pack]})
+
+    def _end(self, pack: str, end: Mapping[str, Any]) -> None:
+        if end["key"] in self._living[pack]:
+            self._living[pack].remove(end["key"])
+        self._journal.append({"event": "lane_ended", "pack": pack, **end})
+        self._progress.ended(end["key"], end["reason"])
+
+
+def _last_line(trial: Trial) -> str:
+    """The error as one line: the last of its traceback."""
+    error = trial.get_error()
+    lines = str(error).strip().splitlines() if error else []
+    return lines[-1].strip() if lines else "unknown error"

@@ -1,0 +1,135 @@
+"""What the person watching sees: one small picture of a sweep, redrawn several times a second."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.plan import Plan
+from orchestrator.results.schema import END_REASONS
+from orchestrator.sweep.stopping import rung_steps
+
+
+class Progress:
+    """The state of a sweep as its driver hears of it; draws itself as a rich renderable."""
+
+    def __init__(self, plan: Plan, ended: Mapping[str, str]) -> None:
+        """``ended``: reason by key of trials that ended before, in a sweep that is resumed."""
+        self._name = plan.spec.name
+        self._packs = {pack.pack: pack for pack in plan.packs}
+        self._keys = {lane.key: pack.pack for pack in plan.packs for lane in pack.lanes}
+        self._ended = dict(ended)
+        self._running: dict[str, Mapping[str, Any]] = {}
+        self._rungs: dict[int, set[str]] = {}
+        rules, steps = plan.spec.early_terminate, plan.packs[0].lanes[0].config.steps
+        if rules.type == "asha":
+            self._rungs = {rung: set() for rung in rung_steps(rules.min_iter, rules.eta, steps)}
+        self._metric = plan.spec.metric
+        self._best: tuple[float, str, int] | None = None
+        self._steps_done = 0
+        self._seen_steps: Counter[str] = Counter()
+        self._began = time.monotonic()
+        self._note = "starting"
+        self._spinner = Spinner("dots")
+        #: Told of every trial's end, where nobody watches the picture.
+        self.echo: Callable[[str], None] | None = None
+
+    def say(self, note: str) -> None:
+        """What is being done while no trial runs."""
+        self._note = note
+
+    def started(self, pack: str) -> None:
+        """A pack was placed on a worker."""
+        self._running[pack] = {"step": 0}
+
+    def reported(self, pack: str, result: Mapping[str, Any]) -> None:
+        """A pack reported: ``step``, and the metric where a lane lives."""
+        self._running[pack] = result
+        step = int(result["step"])
+        self._steps_done += max(0, step - self._seen_steps[pack]) * int(result.get("lanes") or 1)
+        self._seen_steps[pack] = step
+        for rung, reached in self._rungs.items():
+            if step >= rung:
+                reached.add(pack)
+        value = result.get(self._metric.name)
+        if value is not None and value == value and (self._best is None or self._better(value)):
+            self._best = (value, self._packs[pack].cell, step)
+
+    def _better(self, value: float) -> bool:
+        assert self._best is not None
+        return value < self._best[0] if self._metric.goal == "minimize" else value > self._best[0]
+
+    def ended(self, key: str, reason: str) -> None:
+        """A trial ended."""
+        self._ended[key] = reason
+        if self.echo:
+            pack = self._packs[self._keys[key]]
+            seed = next(lane.config.seed for lane in pack.lanes if lane.key == key)
+            self.echo(f"{len(self._ended)}/{len(self._keys)}  {reason}  {pack.cell} seed={seed}")
+
+    def left(self, pack: str) -> None:
+        """A pack no longer runs."""
+        self._running.pop(pack, None)
+
+    def counts(self) -> dict[str, int]:
+        """Trials by state, in the order of their life."""
+        reasons = Counter(self._ended.values())
+        running = sum(pack in self._running for key, pack in self._keys.items() if key not in self._ended)
+        waiting = len(self._keys) - len(self._ended) - running
+        states = {"waiting": waiting, "running": running} | {reason: reasons[reason] for reason in END_REASONS}
+        return {state: n for state, n in states.items() if n}
+
+    def seconds_left(self) -> float | None:
+        """What the steps that are still planned will take at the pace so far; stopping may shorten it."""
+        elapsed = time.monotonic() - self._began
+        if not self._steps_done or elapsed < 3:
+            return None
+        left = sum(
+            pack.lanes[0].config.steps - self._seen_steps[name]
+            for name, pack in self._packs.items()
+            for lane in pack.lanes
+            if lane.key not in self._ended
+        )
+        return left * elapsed / self._steps_done
+
+    def __rich__(self) -> RenderableType:
+        total, done = len(self._keys), len(self._ended)
+        left = self.seconds_left()
+        eta = f"about {_clock(left)} left" if left is not None else self._note
+        head = Text.assemble((self._name, "bold"), f"  {_clock(time.monotonic() - self._began)}, {eta}")
+        states = "  ".join(f"{n} {state}" for state, n in self.counts().items())
+        rows = Table.grid(padding=(0, 2))
+        rows.add_row(self._spinner, head)
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=total, completed=done, width=24), Text(f"{done}/{total}"))
+        rows.add_row("trials", bar)
+        rows.add_row("", Text(states, overflow="fold"))
+        if self._rungs:
+            rows.add_row("rungs", "  ".join(f"step {rung}: {len(packs)}" for rung, packs in self._rungs.items()))
+        if self._best:
+            value, cell, step = self._best
+            rows.add_row("best", Text(f"{value:.4f}  {cell}  (step {step})"))
+        rows.add_row("now", Group(*self._running_lines()) if self._running else Text(self._note))
+        return rows
+
+    def _running_lines(self, most: int = 8) -> Iterable[Text]:
+        for name in list(self._running)[:most]:
+            result, pack = self._running[name], self._packs[name]
+            value = result.get(self._metric.name)
+            number = f"  {self._metric.name} {value:.4f}" if value is not None else ""
+            warned = f"  {result['warnings']} rank warnings" if result.get("warnings") else ""
+            yield Text(f"{pack.cell}  {result['step']}/{pack.lanes[0].config.steps}{number}{warned}", no_wrap=True)
+        if len(self._running) > most:
+            yield Text(f"and {len(self._running) - most} more")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,317 @@
+"""The matrix against numbers worked out by hand and by SciPy."""
+
+import io
+import json
+import math
+from typing import Any
+
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from synthetic_sweep import Sweep
+
+from orchestrator.results.cells import Setting, Trial, best_setting, interval
+from orchestrator.results.consolidate import consolidate
+from orchestrator.results.matrix import Matrix, matrix, savings
+from orchestrator.results.render import render
+from orchestrator.results.store import ChunkWriter
+
+ASHA = [("asha", 120)] * 3
+
+
+def made(sweep: Sweep, **options: Any) -> Matrix:
+    consolidate(sweep.store)
+    return matrix(sweep.store, **options)
+
+
+# --- numbers
+
+
+def test_a_cell_is_the_mean_over_replicates_of_its_best_setting(any_sweep: Sweep) -> None:
+    any_sweep.train(any_sweep.add_pack(lanes=3, lr=0.01), [4.0, 5.0, 6.0], ASHA)
+    any_sweep.train(any_sweep.add_pack(lanes=3, lr=0.001), [2.0, 2.5, 3.0])
+    cell = made(any_sweep).cells["E4M3", ()]
+    assert (cell.nuisance, cell.n, cell.replicates) == ({"lr": 0.001}, 3, 3)
+    assert cell.mean == 2.5
+    assert cell.std == 0.5
+    # t quantile of 97.5 % with two degrees of freedom, from a table: 4.303.
+    assert cell.interval == pytest.approx(4.303 * 0.5 / math.sqrt(3), rel=1e-4)
+    assert (cell.ended, cell.ended_at, cell.last_step) == ({"completed": 3}, {"completed": 400}, 400)
+    assert cell.ended_all == {"asha": 3, "completed": 3}
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=3, max_size=8))
+def test_the_interval_is_scipys(values: list[float]) -> None:
+    std = math.sqrt(math.fsum((v - math.fsum(values) / len(values)) ** 2 for v in values) / (len(values) - 1))
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, scale=std / math.sqrt(len(values))) if std else (0.0, 0.0)
+    assert interval(std, len(values)) == pytest.approx((high - low) / 2)
+
+
+@pytest.mark.parametrize(("values", "std"), [([2.0], None), ([2.0, 3.0], math.sqrt(0.5))])
+def test_fewer_than_three_replicates_get_no_interval(sweep: Sweep, values: list[float], std: float | None) -> None:
+    sweep.train(sweep.add_pack(lanes=len(values)), values)
+    cell = made(sweep).cells["E4M3", ()]
+    assert cell.std == (None if std is None else pytest.approx(std))
+    assert cell.interval is None
+
+
+@pytest.mark.parametrize(
+    ("values", "ends", "mean", "n", "undefined", "ended"),
+    [
+        ([2.0, 3.0, None], ["completed", "completed", "diverged"], 2.5, 2, 1, {"completed": 2, "diverged": 1}),
+        ([2.0, 3.0, math.inf], ["completed", "completed", "diverged"], 2.5, 2, 1, {"completed": 2, "diverged": 1}),
+        ([None, None, None], ["diverged"] * 3, None, 0, 3, {"diverged": 3}),
+        ([2.0, 3.0, 9.5], ["completed", "completed", "failed"], 2.5, 2, 0, {"completed": 2, "failed": 1}),
+        ([2.0, 3.0, 9.5], ["failed"] * 3, None, 0, 0, {"failed": 3}),
+        ([2.0, 3.0, 4.0], ["rank_collapse"] * 3, 3.0, 3, 0, {"rank_collapse": 3}),
+    ],
+)
+def test_undefined_is_never_a_number_and_the_cell_says_how_trials_ended(
+    sweep: Sweep,
+    values: list[float | None],
+    ends: list[str],
+    mean: float | None,
+    n: int,
+    undefined: int,
+    ended: dict[str, int],
+) -> None:
+    sweep.train(sweep.add_pack(lanes=3), values, [(reason, 200) for reason in ends])
+    cell = made(sweep).cells["E4M3", ()]
+    assert (cell.mean, cell.n, cell.undefined, cell.ended) == (mean, n, undefined, ended)
+
+
+def setting(name: str, *values: float | None) -> Setting:
+    return Setting({"lr": name}, [Trial("completed" if v is not None else "diverged", 1, v) for v in values])
+
+
+@pytest.mark.parametrize(
+    ("settings", "goal", "best"),
+    [
+        ([setting("a", 3.0, 3.0), setting("b", 1.0, 4.0)], "minimize", "b"),
+        ([setting("a", 3.0, 3.0), setting("b", 1.0, 4.0)], "maximize", "a"),
+        ([setting("a", 3.0, 3.0), setting("b", 1.0, None)], "minimize", "a"),
+        ([setting("a", None, None), setting("b", 1.0, None)], "minimize", "b"),
+        ([setting("a", None, None)], "minimize", None),
+        ([], "minimize", None),
+    ],
+)
+def test_the_best_setting_is_not_the_lucky_survivor(settings: list[Setting], goal: str, best: str | None) -> None:
+    found = best_setting(settings, goal)
+    assert (found.nuisance["lr"] if found else None) == best
+
+
+def test_an_early_stop_shows_beside_its_mean(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(lanes=3), [4.0, 5.0, 6.0], [("asha", 120), ("asha", 120), ("stalled", 90)])
+    cell = made(sweep).cells["E4M3", ()]
+    assert cell.mean == 5.0
+    assert (cell.ended, cell.ended_at, cell.last_step) == ({"asha": 2, "stalled": 1}, {"asha": 120, "stalled": 90}, 90)
+
+
+def test_a_sweep_still_running_shows_what_there_is(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(lanes=2), [4.0, 5.0], [None, ("completed", 400)])
+    sweep.add_pack(lanes=2, format="E5M2")
+    found = made(sweep)
+    cell, planned = found.cells["E4M3", ()], found.cells["E5M2", ()]
+    assert (cell.mean, cell.ended, cell.last_step) == (4.5, {"running": 1, "completed": 1}, 100)
+    assert (planned.mean, planned.n, planned.nuisance, planned.ended) == (None, 0, None, {"planned": 2})
+
+
+def test_settings_may_be_lanes_of_one_pack(sweep: Sweep) -> None:
+    pack = sweep.add_pack(lanes=4, lane_values={"lr": [0.1, 0.1, 0.01, 0.01], "seed": [0, 1, 0, 1]})
+    sweep.train(pack, [5.0, 6.0, 2.0, 3.0])
+    cell = made(sweep).cells["E4M3", ()]
+    assert (cell.nuisance, cell.mean, cell.n) == ({"lr": 0.01}, 2.5, 2)
+
+
+# --- the best, and what cannot be told from it
+
+
+def test_the_best_cell_is_marked_and_those_whose_intervals_overlap_its(sweep: Sweep) -> None:
+    values = {"E2M5": [2.0, 2.1, 2.2], "E4M3": [2.1, 2.2, 2.3], "E5M2": [3.0, 3.1, 3.2], "E6M1": [2.05, 2.15]}
+    for name, losses in values.items():
+        sweep.train(sweep.add_pack(lanes=len(losses), format=name), losses)
+    cells = made(sweep).cells
+    assert [cell.best for cell in cells.values()] == [True, False, False, False]
+    assert [cell.indistinct for cell in cells.values()] == [False, True, False, False]
+
+
+def test_larger_is_better_where_the_plan_says_so(sweep: Sweep) -> None:
+    sweep.plan["metric"]["goal"] = "maximize"
+    for name, value in (("E4M3", 2.0), ("E5M2", 3.0)):
+        sweep.train(sweep.add_pack(format=name), [value])
+    assert made(sweep).cells["E5M2", ()].best
+    assert made(sweep, metric="loss").goal == "minimize"
+
+
+# --- axes
+
+
+def test_varying_parameters_span_the_columns_and_constant_ones_are_named_once(sweep: Sweep) -> None:
+    sweep.plan["roles"]["layers"] = "scientific"
+    rules = [{"match": "*.attn.*", "format": "bf16"}]
+    for layers in ("all", rules):
+        for optimizer in ("adamw", "manifold_adamw"):
+            sweep.train(sweep.add_pack(optimizer=optimizer, layers=layers), [2.0])
+    found = made(sweep)
+    assert found.column_parameters == ("optimizer", "layers")
+    assert found.columns == [(o, x) for o in ("adamw", "manifold_adamw") for x in ("all", json.dumps(rules))]
+    assert found.fixed == {"storage": "master"}
+    assert len(found.cells) == 4
+
+
+def test_rows_and_columns_may_be_any_parameter(sweep: Sweep) -> None:
+    for lr in (0.1, 0.01):
+        for name in ("E4M3", "E5M2"):
+            sweep.train(sweep.add_pack(format=name, lr=lr), [lr + 2])
+    found = made(sweep, rows="lr", columns=["format"])
+    assert (found.rows, found.columns) == (["0.1", "0.01"], [("E4M3",), ("E5M2",)])
+    assert found.cells["0.1", ("E4M3",)].mean == pytest.approx(2.1)
+    assert found.cells["0.1", ("E4M3",)].nuisance == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": "formt"}, "unknown parameter 'formt'; known: format, optimizer, storage"),
+        ({"columns": ["model.width"]}, "unknown parameter 'model.width'"),
+        ({"metric": "accuracy"}, "unknown metric 'accuracy'; known: loss, val_loss"),
+        ({"metric": "1; DROP TABLE trials"}, "unknown metric"),
+        ({"metric": "key"}, "unknown metric"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_known(sweep: Sweep, options: dict[str, Any], message: str) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    with pytest.raises(ValueError, match=message):
+        made(sweep, **options)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("val_loss", 2.0), ("best_val_loss", 2.0), ("loss", 1.0), ("tokens", None)]
+)
+def test_other_metrics_are_their_last_defined_value(sweep: Sweep, metric: str, value: float | None) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    assert made(sweep, metric=metric).cells["E4M3", ()].mean == value
+
+
+def test_a_metric_of_steps_alone_is_taken_at_its_last_row_and_not_after_divergence(sweep: Sweep) -> None:
+    for name, end in (("E4M3", "completed"), ("E5M2", "diverged")):
+        pack = sweep.add_pack(format=name)
+        sweep.train(pack, [2.0], [(end, 300)])
+        key = pack["lanes"][0]["key"]
+        rows = {"key": [key] * 3, "step": [301, 302, 303], "grad_norm": [1.0, 0.5, float("nan")]}
+        ChunkWriter(sweep.store, pack["pack"], 1).append("steps", rows)
+    cells = made(sweep, metric="grad_norm").cells
+    assert cells["E4M3", ()].mean == 0.5
+    assert (cells["E5M2", ()].mean, cells["E5M2", ()].undefined) == (None, 1)
+
+
+def test_what_the_plan_excludes_is_marked_with_its_reason(sweep: Sweep) -> None:
+    for name in ("fp32", "E4M3"):
+        sweep.train(sweep.add_pack(format=name), [2.0])
+    sweep.train(sweep.add_pack(format="E4M3", optimizer="grid", storage="nearest"), [2.0])
+    whole = {"format": "fp32", "optimizer": "grid", "storage": "nearest"}
+    sweep.plan["excluded"] = [{"cell": "fp32 grid nearest", "scientific": whole, "why": "fp32 has no rungs"}]
+    sweep.plan["excluded"] += [{"cell": "E7M0", "scientific": {**whole, "format": "E7M0"}, "why": "no such"}]
+    sweep.save()
+    found = made(sweep)
+    assert found.rows == ["fp32", "E4M3", "E7M0"]
+    assert found.columns == [("adamw", "master"), ("grid", "nearest")]
+    assert found.cells["fp32", ("grid", "nearest")].excluded == "fp32 has no rungs"
+    assert found.cells["E7M0", ("grid", "nearest")].excluded == "no such"
+    assert ("E7M0", ("adamw", "master")) not in found.cells
+    assert found.cells["fp32", ("adamw", "master")].excluded is None
+
+
+def test_an_exclusion_that_names_some_parameters_covers_all_that_agree(sweep: Sweep) -> None:
+    for name, optimizer in (("fp32", "adamw"), ("E4M3", "adamw"), ("E4M3", "grid")):
+        sweep.train(sweep.add_pack(format=name, optimizer=optimizer), [2.0])
+    sweep.plan["excluded"] = [{"cell": "", "scientific": {"format": "fp32", "storage": "nearest"}, "why": "wrong one"}]
+    sweep.plan["excluded"] += [{"cell": "", "scientific": {"format": "fp32", "optimizer": "grid"}, "why": "no rungs"}]
+    sweep.save()
+    assert made(sweep).cells["fp32", ("grid",)].excluded == "no rungs"
+
+
+def test_the_control_is_told(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(format="fp32", control=True), [2.0])
+    sweep.train(sweep.add_pack(), [2.0])
+    assert [cell.control for cell in made(sweep).cells.values()] == [True, False]
+
+
+def test_a_folder_never_consolidated_is_refused(sweep: Sweep) -> None:
+    sweep.add_pack()
+    for read in (matrix, savings):
+        with pytest.raises(FileNotFoundError, match="consolidate it first"):
+            read(sweep.store)
+
+
+def test_plain_data_survives_json(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(lanes=3), [2.0, 2.5, 3.0])
+    values = json.loads(json.dumps(made(sweep).to_dict(), allow_nan=False))
+    assert values["rows"] == ["E4M3"]
+    assert values["cells"][0]["mean"] == 2.5
+    assert values["cells"][0]["row"] == "E4M3"
+
+
+# --- savings
+
+
+def test_savings_count_the_steps_of_stopped_trials_only(sweep: Sweep) -> None:
+    ends = [("asha", 100), ("asha", 150), ("diverged", 50), ("completed", 400), ("failed", 30), None]
+    sweep.train(sweep.add_pack(lanes=6), [2.0] * 6, ends)
+    sweep.add_pack()
+    consolidate(sweep.store)
+    found = savings(sweep.store)
+    assert found.planned == 7 * 400
+    assert found.done == 100 + 150 + 50 + 400 + 30 + 100
+    assert found.saved == 300 + 250 + 350
+    assert found.saved_by_reason == {"asha": 550, "diverged": 350}
+    assert found.lanes_by_reason == {"asha": 2, "diverged": 1, "completed": 1, "failed": 1, "running": 1, "planned": 1}
+    assert json.loads(json.dumps(found.to_dict()))["saved"] == 900
+
+
+# --- on a terminal
+
+
+def shown(found: Matrix, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, no_color=True)
+    console.print(render(found))
+    return console.file.getvalue().splitlines()
+
+
+def test_the_table_says_everything_without_colour(sweep: Sweep) -> None:
+    ends = {"E2M5": [("completed", 400)] * 3, "E4M3": ASHA, "E5M2": [("rank_collapse", 200)] * 3}
+    ends |= {"E6M1": [("completed", 400), ("completed", 400), ("diverged", 40)], "E7M0": [("diverged", 40)] * 3}
+    losses = {"E2M5": [2.13, 2.14, 2.15], "E4M3": [2.2, 2.3, 2.1], "E5M2": [4.0, 4.0, 4.1], "E6M1": [3.0, 3.1, None]}
+    for name, reasons in ends.items():
+        sweep.train(sweep.add_pack(lanes=3, format=name), losses.get(name, [None] * 3), reasons)
+    text = "\n".join(line.rstrip() for line in shown(made(sweep)))
+    for expected in ("2.140 ±0.025*", "2.200 ±0.248~", "asha @120", "collapsed @200", "3.050", "1 diverged @40", "lr"):
+        assert expected in text
+    assert "completed" not in text
+    assert "E7M0    diverged @40" in text
+
+
+def test_four_columns_fit_eighty_characters_unbroken(sweep: Sweep) -> None:
+    for name in ("E4M3", "E5M2"):
+        for optimizer in ("adamw", "manifold_adamw"):
+            for storage in ("master", "stochastic"):
+                pack = sweep.add_pack(lanes=3, format=name, optimizer=optimizer, storage=storage)
+                sweep.train(pack, [12.345, 12.456, 12.567], [("rank_collapse", 2000)] * 3)
+    lines = shown(made(sweep))
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("12.456 ±0.276") for line in lines) == 8
+    assert sum(line.count("collapsed @2000") for line in lines) == 8
+
+
+def test_long_names_fold_and_brackets_are_not_markup(sweep: Sweep) -> None:
+    sweep.plan["roles"]["layers"] = "scientific"
+    rules = [{"match": f"*.{i}.attn.c_proj[bold]", "format": "bf16"} for i in range(6)]
+    for layers in ("all", rules):
+        sweep.train(sweep.add_pack(layers=layers, format="A" * 60), [2.0])
+    lines = shown(made(sweep))
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("A") for line in lines) == 60
+    assert sum(line.count("2.000") for line in lines) == 2
+    assert sum(line.count("c_proj[bold]") for line in lines) == 6
