@@ -36,6 +36,7 @@ out = Console()
 err = Console(stderr=True)
 
 Overrides = Annotated[list[str], Parameter(help="key=value pairs: parameters, keys of the file, or fields of a run.")]
+Json = Annotated[bool, Parameter("--json", help="Print JSON, for scripts.")]
 Run = Annotated[str, Parameter(help="The run's folder or URI, or its name under runs/.")]
 
 
@@ -57,9 +58,7 @@ def main() -> None:
 
 
 @app.command
-def plan(
-    space: Path, overrides: Overrides | None = None, /, *, as_json: Annotated[bool, Parameter("--json")] = False
-) -> int:
+def plan(space: Path, overrides: Overrides | None = None, /, *, as_json: Json = False) -> int:
     """Show what a sweep would run, and run nothing.
 
     Example: altgrad plan search_spaces/quickstart.yaml format=[E4M3,E5M2]
@@ -144,7 +143,7 @@ def resume(run: Run, /, *, address: Annotated[str | None, Parameter(env_var="RAY
 
 
 @app.command
-def status(run: Run, /, *, as_json: Annotated[bool, Parameter("--json")] = False) -> int:
+def status(run: Run, /, *, as_json: Json = False) -> int:
     """Where a sweep stands, running or not.
 
     Example: altgrad status runs/quickstart
@@ -177,7 +176,7 @@ def status(run: Run, /, *, as_json: Annotated[bool, Parameter("--json")] = False
 
 
 @app.command
-def consolidate(run: Run, /, *, as_json: Annotated[bool, Parameter("--json")] = False) -> int:
+def consolidate(run: Run, /, *, as_json: Json = False) -> int:
     """Gather a run's chunks into its dataset; again and again, also while it runs.
 
     Example: altgrad consolidate runs/quickstart
@@ -231,7 +230,7 @@ def matrix(
     rows: str = "format",
     columns: tuple[str, ...] = ("optimizer", "storage"),
     metric: str = "val_loss",
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> int:
     """Print a run's matrix: the best setting of each cell, averaged over replicates.
 
@@ -308,8 +307,8 @@ def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | No
             err.print(f"cannot reach Ray at {address}: {error}")
             return ENVIRONMENT
     code = _conclude(store)
-    for pack, error in outcome.failed.items():
-        err.print(f"failed: {pack}: {error}", markup=False)
+    for pack, why in outcome.failed.items():
+        err.print(f"failed: {pack}: {why}", markup=False)
     if outcome.signal is not None:
         err.print(f"interrupted; go on with: altgrad resume {store.uri}")
         return 128 + outcome.signal

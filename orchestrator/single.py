@@ -13,7 +13,7 @@ from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
 from orchestrator.corpus import corpus_of
 from orchestrator.space.spec import flatten, nest
-from orchestrator.space.yaml_source import SpaceError, SpaceProblem, parse_yaml
+from orchestrator.space.yaml_source import Place, SpaceError, SpaceProblem, parse_yaml
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -25,7 +25,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         source = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        raise SpaceError([SpaceProblem(None, (), f"cannot read {path}: {error.strerror}")]) from error
+        raise SpaceError([SpaceProblem(Place(str(path)), (), f"cannot be read: {error.strerror}")]) from error
     source.check()
     values = flatten(source.data or {})
     for override in overrides:

@@ -1,6 +1,7 @@
 """The matrix as a table for a terminal; it says the same without colour."""
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -10,16 +11,16 @@ from orchestrator.results.matrix import Matrix
 _SHORT = {"rank_collapse": "collapsed"}
 
 
-def render(matrix: Matrix) -> Table:
+def render(matrix: Matrix) -> Group:
     """Rows down, columns across; each cell the mean, its interval, and how its trials ended where not completed."""
-    table = Table(box=box.SIMPLE_HEAD, caption=Text(_caption(matrix)), caption_justify="left", padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(Text(matrix.row_parameter), overflow="fold")
     for column in matrix.columns:
         table.add_column(Text("\n".join(column) or matrix.metric), overflow="fold")
     for row in matrix.rows:
         cells = [matrix.cells.get((row, column)) for column in matrix.columns]
         table.add_row(Text(row), *map(_text, cells))
-    return table
+    return Group(table, Text(_caption(matrix)))
 
 
 def _text(cell: Cell | None) -> Text:
@@ -49,8 +50,10 @@ def _number(value: float) -> str:
 
 def _caption(matrix: Matrix) -> str:
     aim = "highest" if matrix.goal == "maximize" else "lowest"
-    lines = [f"{matrix.metric}, mean over replicates, ± 95 % interval (from three on)."]
-    lines.append(f"* {aim}; ~ not told apart from it; @ smallest last step.")
+    lines = [
+        f"{matrix.metric}, mean over replicates, ± 95 % interval (from three on).",
+        f"* {aim}; ~ not told apart from it; @ smallest last step.",
+    ]
     if matrix.nuisance_parameters:
         lines.append(f"Chosen in each cell: {', '.join(matrix.nuisance_parameters)}.")
     if matrix.fixed:

@@ -26,6 +26,10 @@ class SweepObserver(Callback):
         #: The last error of every pack that failed and has not been started again.
         self.failed: dict[str, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles callbacks with its own state, which is never restored."""
+        return {}
+
     @property
     def unfinished(self) -> list[str]:
         """Packs with lanes that have neither ended nor failed."""
