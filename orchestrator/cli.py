@@ -7,7 +7,7 @@ so that help is there at once.
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -35,7 +35,7 @@ app = App(
 out = Console()
 err = Console(stderr=True)
 
-Overrides = Annotated[list[str], Parameter(help="key=value pairs: parameters, keys of the file, or fields of a run.")]
+Override = Annotated[str, Parameter(help="key=value: a parameter, a key of the file, or a field of a run.")]
 Json = Annotated[bool, Parameter("--json", help="Print JSON, for scripts.")]
 Run = Annotated[str, Parameter(help="The run's folder or URI, or its name under runs/.")]
 
@@ -58,12 +58,12 @@ def main() -> None:
 
 
 @app.command
-def plan(space: Path, overrides: Overrides | None = None, /, *, as_json: Json = False) -> int:
+def plan(space: Path, /, *overrides: Override, as_json: Json = False) -> int:
     """Show what a sweep would run, and run nothing.
 
     Example: altgrad plan search_spaces/quickstart.yaml format=[E4M3,E5M2]
     """
-    planned = _planned(space, overrides or [])
+    planned = _planned(space, overrides)
     if as_json:
         print(json.dumps(planned.to_dict()))
         return OK
@@ -85,9 +85,8 @@ def plan(space: Path, overrides: Overrides | None = None, /, *, as_json: Json = 
 @app.command
 def sweep(
     space: Path,
-    overrides: Overrides | None = None,
     /,
-    *,
+    *overrides: Override,
     name: str | None = None,
     storage: str = "runs",
     address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None,
@@ -110,7 +109,7 @@ def sweep(
     from orchestrator.run_folder import RunFolderError, claim, run_store
 
     with err.status("reading the search space and the corpus"):
-        planned = _planned(space, overrides or [])
+        planned = _planned(space, overrides)
         try:
             store = run_store(name or planned.spec.name, storage)
             state = claim(planned, store)
@@ -254,7 +253,7 @@ def matrix(
 
 
 @app.command
-def train(config: Path, overrides: Overrides | None = None, /, *, rows: Path | None = None) -> int:
+def train(config: Path, /, *overrides: Override, rows: Path | None = None) -> int:
     """Train one run, without Ray.
 
     Example: altgrad train run.yaml steps=200 --rows run.parquet
@@ -266,11 +265,11 @@ def train(config: Path, overrides: Overrides | None = None, /, *, rows: Path | N
     """
     from orchestrator.single import load_run, train_one
 
-    run = load_run(config, overrides or [])
+    run = load_run(config, overrides)
     return OK if train_one(run, rows, out, err) else FAILED_TRIALS
 
 
-def _planned(space: Path, overrides: list[str]) -> "Plan":
+def _planned(space: Path, overrides: Sequence[str]) -> "Plan":
     from orchestrator.space import load_space
 
     spec = load_space(space, overrides)

@@ -142,7 +142,7 @@ def compute_rank_stats(model: nn.Module) -> dict[str, float]:
     """Ranks of every matrix of any model as a flat dict.
 
     Returns:
-        ``stable_rank/<name>``, ``effective_rank/<name>``, and of both ``.../mean`` and ``.../min`` (0.0 without matrices).
+        ``stable_rank/<name>``, ``effective_rank/<name>``; of both, ``.../mean`` and ``.../min`` (0.0 without matrices).
     """
     layers = RankHealthMonitor().compute_layer_ranks(model)
     stats: dict[str, float] = {}
