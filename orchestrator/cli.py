@@ -216,7 +216,7 @@ def query(run: Run, sql: str, /, *, format: Literal["table", "csv", "json"] = "t
     else:
         table = Table(*found.column_names)
         for row in found.to_pylist():
-            table.add_row(*("-" if value is None else str(value) for value in row.values()))
+            table.add_row(*map(_shown_value, row.values()))
         out.print(table)
     return OK
 
@@ -351,6 +351,12 @@ def _conclude(store: "Store") -> int:
     for chunk in report.damaged:
         err.print(f"damaged, left out: {chunk}", markup=False)
     return INTEGRITY if report.damaged else OK
+
+
+def _shown_value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _complain(error: Exception) -> None:

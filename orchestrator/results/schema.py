@@ -84,7 +84,7 @@ _TRIALS = [
     ("optimizer", _STRING, "Optimizer."),
     ("storage", _STRING, "Where quantized weights live: master, nearest or stochastic."),
     ("layers", _STRING, "Layer preset, or the rules as JSON."),
-    ("lr", _FLOAT, "Peak learning rate."),
+    ("lr", pa.float64(), "Peak learning rate."),
     ("seed", _INT, "Seed."),
     ("config", _STRING, "The whole resolved config as JSON."),
     ("status", _STRING, "planned, running, finished or failed."),

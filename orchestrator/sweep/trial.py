@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from orchestrator.results.journal import load_plan
 from orchestrator.results.store import ChunkWriter, Store, next_attempt
 from orchestrator.sweep.checkpoints import latest_checkpoint, save_checkpoint
 from orchestrator.sweep.control import ControlRanks
+from orchestrator.sweep.halving import Halving, nuisance_setting
 from orchestrator.sweep.stopping import Decision, LanePolicy
 from orchestrator.sweep.tracking import Tracker
 from orchestrator.sweep.verdicts import LaneJudge, Verdict, event_columns, lane_rows
@@ -88,12 +90,13 @@ class PackRun:
         self._writer = ChunkWriter(store, self._pack, self._attempt)
         self._metric = plan["metric"]["name"]
         self._started = time.monotonic()
+        self._halving = Halving(plan, pack, lanes)
         rules = plan["space"]["early_terminate"]
         policy = LanePolicy(**{field.name: rules[field.name] for field in dataclasses.fields(LanePolicy)})
-        control = ControlRanks(store, pack["control_pack"]).at if pack["control_pack"] else None
+        control = _control(store, plan, pack)
         #: The lanes still alive.
         self._judges = {
-            key: LaneJudge(config, policy, control)
+            key: LaneJudge(config, policy, partial(control.at, nuisance_setting(plan, config)) if control else None)
             for key, config in lanes.items()
             if resume is None or key in resume.keys
         }
@@ -108,10 +111,12 @@ class PackRun:
         self._writer.append("layers", rows.layers)
         self._tracker.log(rows.steps, rows.layers)
         verdicts = {key: judge.judge(step, *lane_rows(rows, key)) for key, judge in self._judges.items()}
-        for key, verdict in verdicts.items():
-            self._keep_events(key, verdict)
         ended = {key: verdict.decision for key, verdict in verdicts.items() if verdict.decision is not None}
+        values = {key: getattr(v.report, self._metric) for key, v in verdicts.items() if key not in ended}
+        ended |= self._halving.drop(step, values)
         self._judges = {key: judge for key, judge in self._judges.items() if key not in ended}
+        for key, verdict in verdicts.items():
+            self._keep_events(key, verdict._replace(decision=ended.get(key)))
         living = [verdicts[key].report for key in self._judges]
         ends = [_end_record(key, decision) for key, decision in ended.items()]
         if step == next(iter(self._lanes.values())).steps:
@@ -142,6 +147,16 @@ class PackRun:
         self._writer.append("events", events)
         for kind, matrix, message in zip(events["kind"], events["matrix"], events["message"], strict=True):
             self._tracker.alert(key, kind, f"{kind} {matrix or ''}".strip(), message)
+
+
+def _control(store: Store, plan: Mapping[str, Any], pack: Mapping[str, Any]) -> ControlRanks | None:
+    """The ranks that a pack is held against; None for a control, and where runs are held against their own start."""
+    for other in plan["packs"]:
+        if other["pack"] == pack["control_pack"]:
+            configs = {lane["key"]: RunConfig.from_dict(lane["config"]) for lane in other["lanes"]}
+            settings = {key: nuisance_setting(plan, config) for key, config in configs.items()}
+            return ControlRanks(store, other["pack"], settings)
+    return None
 
 
 def _end_record(key: str, decision: Decision) -> dict[str, Any]:

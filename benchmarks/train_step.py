@@ -1,0 +1,308 @@
+"""What a training step costs beside a plain PyTorch one: trackers, formats and lanes, in one interleaved run.
+
+A step is a batch, forward, backward, clipping and the optimizer, on the CPU; validation is left out on both sides.
+Both sides draw the same batches from the same data and start from the same weights.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from altgrad.quantization.formats import FORMAT_REGISTRY
+from altgrad.quantization.kernels import round_nearest
+from altgrad.training.config import ModelConfig, RunConfig
+from altgrad.training.data import Batches, Corpus, load_corpus
+from altgrad.training.lanes import Lanes
+from altgrad.training.loop import train_step
+from altgrad.training.model import initial_parameters
+from altgrad.training.optimizer import LaneNumbers, schedule
+from altgrad.training.precision import Flow, WeightGrid, layer_formats
+from altgrad.training.weights import Stack, lane_sum, per_lane
+from benchmarks.plain_gpt import PlainGPT
+
+CPU = torch.device("cpu")
+GRADIENTS_TOO = ("weights", "activations", "gradients")
+#: Lane counts whose cost a lane is compared.
+PACKS = (1, 4, 16)
+#: Rounds that are run and not timed.
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's layers and width; the rest follows nanoGPT's small settings."""
+
+    layers: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """``4x128`` and the like.
+
+        Raises:
+            argparse.ArgumentTypeError: something else.
+        """
+        parts = text.split("x")
+        if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+            raise argparse.ArgumentTypeError(f"a size is LAYERSxWIDTH, such as 4x128, got {text!r}")
+        if int(parts[1]) % int(parts[0]):
+            raise argparse.ArgumentTypeError(f"there are as many heads as layers, so {parts[0]} must divide {parts[1]}")
+        return cls(int(parts[0]), int(parts[1]))
+
+    def __str__(self) -> str:
+        return f"{self.layers}x{self.width}"
+
+    def config(self, **changes: Any) -> RunConfig:
+        """A run of this size, as a sweep would make it."""
+        block, batch = (128, 8) if self.width > 128 else (64, 12)
+        model = ModelConfig(n_layer=self.layers, n_head=self.layers, n_embd=self.width, block_size=block)
+        return RunConfig(model=model, batch_size=batch, **changes)
+
+
+class Program(Protocol):
+    """Something that trains."""
+
+    def step(self, step: int) -> None:
+        """One optimizer step."""
+
+    def flush(self) -> None:
+        """Turn what was recorded since the last call into rows."""
+
+
+class Plain:
+    """An `nn.Module` under `torch.optim.AdamW`, as its defaults have it."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus) -> None:
+        self._config = config
+        self._model = PlainGPT(config.model, corpus.vocabulary)
+        start = initial_parameters(config.model, corpus.vocabulary, [config.seed])
+        self._model.take({name: lanes[0] for name, lanes in start.items()})
+        self._optimizer = self._model.optimizer(config.lr, config.beta2, config.weight_decay)
+        self._batches = Batches(corpus, [config.seed], config.batch_size, config.model.block_size, CPU)
+        self._loss: Callable[..., Tensor] = torch.compile(self._model) if config.compile else self._model
+        self.loss = torch.zeros(())
+
+    def step(self, step: int) -> None:
+        """One optimizer step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.lr * schedule(self._config, step)
+        inputs, targets = self._batches.train(step)
+        loss = self._loss(inputs[0], targets[0])
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.grad_clip)
+        self._optimizer.step()
+        self.loss = loss.detach()
+
+    def flush(self) -> None:
+        """Nothing is recorded."""
+
+
+class Tracked:
+    """Lanes as a sweep trains them: every tracker, every step."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, lanes: int = 1) -> None:
+        seeds = {f"lane{i}": {"seed": config.seed + i} for i in range(lanes)}
+        configs = {key: RunConfig.from_dict(config.to_dict() | change) for key, change in seeds.items()}
+        self.lanes = Lanes(list(configs), configs, corpus, CPU)
+
+    def step(self, step: int) -> None:
+        """One optimizer step of every lane."""
+        train_step(self.lanes, step)
+
+    def flush(self) -> None:
+        """Rows, as a report takes them."""
+        self.lanes.recorder.rows({})
+
+
+class _UncountedFlow(Flow):
+    """Rounds activations and counts nothing."""
+
+    def quantize(self, row: int, x: Tensor) -> Tensor:
+        scale = self.scaler.observe(x.abs().amax((-1, -2)), self._slot, row).view(-1, 1, 1)
+        return round_nearest(x / scale, self._numbers[row]) * scale
+
+
+class Untracked:
+    """One quantized lane that nobody watches: the same parts and the same losses, without what only trackers need.
+
+    There are no codes, no flips, no ranks, no shares, no norms by matrix and no rows. Master weights with AdamW only.
+    """
+
+    def __init__(self, config: RunConfig, corpus: Corpus) -> None:
+        self._lanes = Lanes(["lane0"], {"lane0": config}, corpus, CPU)
+        full = FORMAT_REGISTRY["fp32"]
+        entering = [[full if name == "wpe" else f] for name, f in layer_formats(config).items()]
+        self._lanes.activations = _UncountedFlow(entering, config, CPU)
+        self.loss = torch.zeros(())
+
+    def step(self, step: int) -> None:
+        """One optimizer step."""
+        lanes = self._lanes
+        inputs, targets = lanes.batches.train(step)
+        lanes.begin(step, training=True)
+        for part in lanes.parts:
+            part.stack.gradient.zero_()
+        loss = lanes.loss(lanes.weights(), inputs, targets)
+        loss.sum().backward()
+        self.loss = loss.detach()[0]
+        with torch.no_grad():
+            numbers = LaneNumbers(lanes.configs, step, CPU)
+            squares = torch.stack([lane_sum(part.stack.gradient.square()).sum(0) for part in lanes.parts]).sum(0)
+            factor = (numbers.grad_clip / (squares.sqrt().float() + 1e-6)).clamp_max(1.0)
+            for part in lanes.parts:
+                part.stack.gradient.mul_(per_lane(factor, part.stack.gradient))
+                part.optimizer.step(part.stack, numbers, step)
+                if part.grid:
+                    _round_weights(part.grid, part.stack, step)
+
+    def flush(self) -> None:
+        """Nothing is recorded."""
+
+
+def _round_weights(grid: WeightGrid, stack: Stack, step: int) -> None:
+    amax = stack.stored.abs().amax((-1, -2))
+    scale = per_lane(grid.scaler.observe(amax, grid.scaler.slot(step)), stack.stored)
+    torch.mul(round_nearest(stack.stored / scale, grid.numbers), scale, out=stack.working)
+
+
+class Cost(NamedTuple):
+    """Seconds; medians."""
+
+    #: A step between two rank checks.
+    ordinary: float
+    #: A step with a rank check.
+    check: float
+    #: Rows, a step's share.
+    rows: float
+    #: Steps from one check to the next.
+    interval: int
+
+    @property
+    def step(self) -> float:
+        """A step of a long run, checks and rows included as often as they occur."""
+        return self.ordinary + (self.check - self.ordinary) / self.interval + self.rows
+
+
+def measure(programs: Mapping[str, Program], rounds: int, interval: int) -> dict[str, Cost]:
+    """Time all programs side by side: one step of each, again and again, then steps that check ranks."""
+    steps = itertools.count(1)
+    ordinary = [step for step in itertools.islice(steps, (WARM_UP + rounds) * 2) if step % interval]
+    ordinary = ordinary[: WARM_UP + rounds]
+    first_check = (ordinary[-1] // interval + 1) * interval
+    checks = range(first_check, first_check + max(3, rounds // 10) * interval, interval)
+    between = _rounds(programs, ordinary)
+    rows = {name: _seconds(program.flush) / len(ordinary) for name, program in programs.items()}
+    at_checks = _rounds(programs, checks)
+    return {
+        name: Cost(statistics.median(between[name][WARM_UP:]), statistics.median(at_checks[name]), rows[name], interval)
+        for name in programs
+    }
+
+
+def _rounds(programs: Mapping[str, Program], steps: Sequence[int]) -> dict[str, list[float]]:
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    for step in steps:
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program.step(step)
+            taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def programs_of(size: Size, corpus: Corpus, packs: Sequence[int], compiled: bool) -> dict[str, Program]:
+    """Everything that is timed at one size."""
+    e5m2 = size.config(format="E5M2", compile=compiled)
+    programs: dict[str, Program] = {"plain": Plain(size.config(compile=compiled), corpus)}
+    if compiled:
+        programs["plain, eager"] = Plain(size.config(), corpus)
+    programs |= {
+        "fp32 lane": Tracked(size.config(format="fp32", compile=compiled), corpus),
+        "E5M2 untracked": Untracked(e5m2, corpus),
+        "E5M2": Tracked(e5m2, corpus),
+        "E5M2, gradients too": Tracked(size.config(format="E5M2", tensors=GRADIENTS_TOO, compile=compiled), corpus),
+    }
+    return programs | {f"E5M2, {lanes} lanes": Tracked(e5m2, corpus, lanes) for lanes in packs if lanes > 1}
+
+
+def ratios(costs: Mapping[Size, Mapping[str, Cost]], packs: Sequence[int]) -> dict[str, Any]:
+    """The keys that `benchmarks/README.md` explains; trackers and lanes are measured at the first size."""
+    first = next(iter(costs.values()))
+
+    def over_plain(name: str) -> dict[str, float]:
+        return {str(size): cost[name].step / cost["plain"].step for size, cost in costs.items()}
+
+    alone = first["E5M2"].step
+    per_lane = {str(lanes): first[f"E5M2, {lanes} lanes"].step / lanes / alone for lanes in packs if lanes > 1}
+    return {
+        "tracked_over_plain": over_plain("E5M2"),
+        "tracked_quantized_gradients_over_plain": over_plain("E5M2, gradients too"),
+        "trackers_over_untracked": alone / first["E5M2 untracked"].step,
+        "per_lane": {"1": 1.0} | per_lane,
+        "fp32_lane_over_plain": over_plain("fp32 lane"),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def table(size: Size, costs: Mapping[str, Cost], rounds: int, compiled: bool) -> Table:
+    """Milliseconds for people."""
+    config = size.config()
+    shape = f"block {config.model.block_size}, batch {config.batch_size}, {'compiled' if compiled else 'eager'}"
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, load {load}"
+    result = Table(title=f"{size}, {shape}, medians of {rounds} rounds", caption=where)
+    result.add_column("program")
+    for column in ("step, ms", "with rank check, ms", "long run, ms a step", "over plain"):
+        result.add_column(column, justify="right")
+    for name, cost in costs.items():
+        cells = [f"{1000 * seconds:.2f}" for seconds in (cost.ordinary, cost.check, cost.step)]
+        result.add_row(name, *cells, f"{cost.step / costs['plain'].step:.3f}")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--steps", type=int, default=40, metavar="N", help="timed rounds at each size (default 40)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch (default: its own choice)")
+    parser.add_argument("--sizes", default="4x128,6x384", metavar="LIST", help="LAYERSxWIDTH (default 4x128,6x384)")
+    parser.add_argument("--lanes", default="4,16", metavar="LIST", help="packs at the first size (default 4,16)")
+    parser.add_argument("--compile", action="store_true", help="compile both sides instead")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        sizes = [Size.parse(text) for text in options.sizes.split(",")]
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    packs = [int(text) for text in options.lanes.split(",")]
+    corpus, console = load_corpus("stdlib"), Console()
+    costs: dict[Size, dict[str, Cost]] = {}
+    for size in sizes:
+        programs = programs_of(size, corpus, packs if size == sizes[0] else (), options.compile)
+        costs[size] = measure(programs, options.steps, size.config().ranks.interval)
+        console.print(table(size, costs[size], options.steps, options.compile))
+    if options.json:
+        print(json.dumps(ratios(costs, packs)))
+
+
+if __name__ == "__main__":
+    main()
