@@ -197,9 +197,8 @@ class Cost(NamedTuple):
 
 def measure(programs: Mapping[str, Program], rounds: int, interval: int) -> dict[str, Cost]:
     """Time all programs side by side: one step of each, again and again, then steps that check ranks."""
-    steps = itertools.count(1)
-    ordinary = [step for step in itertools.islice(steps, (WARM_UP + rounds) * 2) if step % interval]
-    ordinary = ordinary[: WARM_UP + rounds]
+    unchecked = (step for step in itertools.count(1) if step % interval)
+    ordinary = list(itertools.islice(unchecked, WARM_UP + rounds))
     first_check = (ordinary[-1] // interval + 1) * interval
     checks = range(first_check, first_check + max(3, rounds // 10) * interval, interval)
     between = _rounds(programs, ordinary)
@@ -267,9 +266,9 @@ def table(size: Size, costs: Mapping[str, Cost], rounds: int, compiled: bool) ->
     shape = f"block {config.model.block_size}, batch {config.batch_size}, {'compiled' if compiled else 'eager'}"
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, load {load}"
-    result = Table(title=f"{size}, {shape}, medians of {rounds} rounds", caption=where)
+    result = Table(title=f"{size}, {shape}: ms a step, medians of {rounds} rounds", caption=where)
     result.add_column("program")
-    for column in ("step, ms", "with rank check, ms", "long run, ms a step", "over plain"):
+    for column in ("step", "at a check", "long run", "over plain"):
         result.add_column(column, justify="right")
     for name, cost in costs.items():
         cells = [f"{1000 * seconds:.2f}" for seconds in (cost.ordinary, cost.check, cost.step)]
@@ -297,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpus, console = load_corpus("stdlib"), Console()
     costs: dict[Size, dict[str, Cost]] = {}
     for size in sizes:
+        torch.compiler.reset()
         programs = programs_of(size, corpus, packs if size == sizes[0] else (), options.compile)
         costs[size] = measure(programs, options.steps, size.config().ranks.interval)
         console.print(table(size, costs[size], options.steps, options.compile))

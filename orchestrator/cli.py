@@ -106,10 +106,10 @@ def sweep(
     address
         A running Ray cluster (auto on its head node); without one, Ray is started here.
     """
-    from orchestrator.run_folder import RunFolderError, claim, run_store
-
     with err.status("reading the search space and the corpus"):
         planned = _planned(space, overrides)
+        from orchestrator.run_folder import RunFolderError, claim, run_store
+
         try:
             store = run_store(name or planned.spec.name, storage)
             state = claim(planned, store)
@@ -303,15 +303,22 @@ def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | No
         try:
             outcome = run_sweep(planned, store, progress, address)
         except ConnectionError as error:
-            err.print(f"cannot reach Ray at {address}: {error}")
+            err.print(f"cannot reach Ray at {address}: {error}", markup=False)
             return ENVIRONMENT
+        except KeyboardInterrupt:
+            _say_how_to_resume(store)
+            return 128 + signal.SIGINT
     code = _conclude(store)
     for pack, why in outcome.failed.items():
         err.print(f"failed: {pack}: {why}", markup=False)
     if outcome.signal is not None:
-        err.print(f"interrupted; go on with: altgrad resume {store.uri}")
+        _say_how_to_resume(store)
         return 128 + outcome.signal
     return FAILED_TRIALS if outcome.failed else code
+
+
+def _say_how_to_resume(store: "Store") -> None:
+    err.print(f"interrupted; go on with: altgrad resume {store.uri}", markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -338,7 +345,7 @@ def _conclude(store: "Store") -> int:
     out.print(render(build(store)))
     saved = savings(store)
     ends = ", ".join(f"{n} {reason}" for reason, n in sorted(saved.lanes_by_reason.items()))
-    out.print(f"How trials ended: {ends}.")
+    out.print(f"Trials: {ends}.")
     if saved.saved:
         by = ", ".join(f"{steps:,} by {reason}" for reason, steps in saved.saved_by_reason.items())
         share = saved.saved / saved.planned

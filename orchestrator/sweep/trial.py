@@ -111,7 +111,8 @@ class PackRun:
         self._writer.append("layers", rows.layers)
         self._tracker.log(rows.steps, rows.layers)
         verdicts = {key: judge.judge(step, *lane_rows(rows, key)) for key, judge in self._judges.items()}
-        ended = {key: verdict.decision for key, verdict in verdicts.items() if verdict.decision is not None}
+        last = step == next(iter(self._lanes.values())).steps
+        ended = {key: v.decision for key, v in verdicts.items() if v.decision and (not last or v.diverged)}
         values = {key: getattr(v.report, self._metric) for key, v in verdicts.items() if key not in ended}
         ended |= self._halving.drop(step, values)
         self._judges = {key: judge for key, judge in self._judges.items() if key not in ended}
@@ -119,10 +120,11 @@ class PackRun:
             self._keep_events(key, verdict._replace(decision=ended.get(key)))
         living = [verdicts[key].report for key in self._judges]
         ends = [_end_record(key, decision) for key, decision in ended.items()]
-        if step == next(iter(self._lanes.values())).steps:
+        if last:
             ends += [_completed_record(key, step) for key in self._judges]
         for end in ends:
-            self._tracker.finish(end["key"], end["reason"], {})
+            of = verdicts[end["key"]].report
+            self._tracker.finish(end["key"], end["reason"], {"step": step, "loss": of.loss, "val_loss": of.val_loss})
         result: dict[str, Any] = {
             "step": step,
             "attempt": self._attempt,

@@ -1,0 +1,61 @@
+"""The `altgrad` command as a person runs it: in a process of its own, with a home of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = ROOT / "search_spaces" / "smoke.yaml"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """A clean environment: an empty home, no keys, no threads to fight over."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "RAY"))}
+    return kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def altgrad(*arguments: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def query(run: Path, sql: str) -> list[dict]:
+    """Rows of a query, asked of the command."""
+    answer = altgrad("query", run, sql, "--format", "json", cwd=run.parent)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+def records(run: Path) -> list[dict]:
+    """The journal as it stands."""
+    path = run / "journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def interrupt(
+    arguments: Sequence[object], run: Path, signals: Sequence[signal.Signals], reports: int, cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Start a command, and send it signals once the run has so many more reports."""
+    before = sum(record["event"] == "reported" for record in records(run))
+    command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=cwd, env=environment(cwd), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 90
+        while sum(record["event"] == "reported" for record in records(run)) < before + reports:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no reports"
+            time.sleep(0.1)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.4)
+        stdout, stderr = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

@@ -1,0 +1,177 @@
+"""Whole sweeps through the command, as a person runs them: to the end, interrupted, resumed, repeated."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from sweeps import SMOKE, altgrad, interrupt, query, records
+
+STEPS = 150
+LONGER = [f"steps={STEPS}", "format=[fp32,E4M3]", "checkpoint_interval=20"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished sweep, and what the command printed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = altgrad("sweep", SMOKE, *LONGER, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "smoke", done.stdout
+
+
+def test_a_sweep_prints_its_matrix_how_trials_ended_and_what_to_type_next(undisturbed: tuple[Path, str]) -> None:
+    _, printed = undisturbed
+    for words in ("fp32", "E4M3", "master", "nearest", "excluded", "Trials: 6 completed", "altgrad query"):
+        assert words in printed
+
+
+def test_every_step_of_every_trial_is_kept_once(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    (steps,) = query(run, "SELECT count(*) AS n, count(DISTINCT (key, step)) AS d, max(step) AS last FROM steps")
+    assert steps == {"n": 6 * STEPS, "d": 6 * STEPS, "last": STEPS}
+    (layers,) = query(run, "SELECT count(*) AS n, count(DISTINCT matrix) AS m FROM layers")
+    assert layers == {"n": 6 * STEPS * 6, "m": 6}
+    (flips,) = query(run, "SELECT count(flips) AS n FROM steps JOIN trials USING (key) WHERE format = 'fp32'")
+    assert flips["n"] == 0, "float32 has no codes"
+    (stalls,) = query(run, "SELECT min(stall_ratio) AS low, max(stall_ratio) AS high FROM layers")
+    assert 0 <= stalls["low"] < stalls["high"] <= 1
+
+
+def test_the_control_is_placed_first_and_every_trial_ends_exactly_once(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    started = [record["pack"] for record in records(run) if record["event"] == "pack_started"]
+    assert any(pack.startswith("p000-") for pack in started[:2]), "as many packs start at once as there are cores"
+    ended = [record["key"] for record in records(run) if record["event"] == "lane_ended"]
+    assert len(ended) == len(set(ended)) == 6
+
+
+def test_without_a_key_wandb_writes_offline_into_the_runs_folder(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    assert len(list((run / "wandb").rglob("*.wandb"))) == 6
+    outside = {path.name for path in run.parent.parent.iterdir()}
+    assert outside - {".cache", ".config", ".ray", ".local"} == {"runs"}
+
+
+def test_a_finished_sweep_is_not_run_again(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    before = records(run)
+    again = altgrad("sweep", SMOKE, *LONGER, cwd=run.parent.parent)
+    assert again.returncode == 0
+    assert "nothing is left to run" in again.stderr
+    assert "E4M3" in again.stdout
+    assert records(run) == before
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGKILL], -9),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice", "SIGKILL"],
+)
+def test_an_interrupted_sweep_resumes_to_the_same_rows(
+    signals: list[signal.Signals], code: int, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "smoke"
+    ended = interrupt(["sweep", SMOKE, *LONGER], run, signals, reports=8, cwd=tmp_path)
+    assert ended.returncode == code, ended.stderr
+    if code != -9:
+        assert "Traceback" not in ended.stderr
+        assert f"altgrad resume {run}" in ended.stderr
+    resumed = altgrad("resume", run, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    for table in ("steps", "layers"):
+        rows = f"SELECT * EXCLUDE (pack, attempt) FROM {table} ORDER BY ALL"
+        assert query(run, rows) == query(undisturbed[0], rows)
+    keys = {record["key"] for record in records(run) if record["event"] == "lane_ended"}
+    assert len(keys) == 6
+
+
+def test_another_sweep_does_not_enter_a_folder_that_is_taken(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    other = altgrad("sweep", SMOKE, "steps=20", cwd=run.parent.parent)
+    assert other.returncode == 2
+    assert "already holds another sweep" in other.stderr
+    assert "--name" in other.stderr
+
+
+def test_a_damaged_chunk_is_named_and_the_rest_is_read(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "smoke"
+    shutil.copytree(undisturbed[0], run)
+    shutil.rmtree(run / "dataset")
+    chunk = next(iter(sorted(run.glob("packs/*/attempt-1/steps-000001.parquet"))))
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    chunk.write_bytes(bytes(data))
+    done = altgrad("consolidate", run, cwd=tmp_path)
+    assert done.returncode == 5
+    assert chunk.name in done.stderr
+    (steps,) = query(run, "SELECT count(*) AS n FROM steps")
+    assert 0 < steps["n"] < 6 * STEPS
+
+
+@pytest.fixture(scope="module")
+def lost_trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep with a learning rate that blows up, beside one that does not, and the halving of rates in a pack."""
+    folder = tmp_path_factory.mktemp("lost")
+    (folder / "lost.yaml").write_text(
+        """
+name: lost
+parameters:
+  format: {values: [fp32, E4M3]}
+  lr: {values: [1e-3, 1e-2, 1e30]}
+  seed: {values: [1, 2]}
+lanes: [seed, lr]
+control: {format: fp32, optimizer: adamw, storage: master, layers: all}
+run:
+  optimizer: adamw
+  model: {n_layer: 1, n_head: 2, n_embd: 32, block_size: 32}
+  batch_size: 4
+  steps: 60
+  warmup_steps: 5
+  report_interval: 10
+  eval_batches: 2
+  grad_clip: 0
+  ranks: {interval: 10, warmup_steps: 10}
+early_terminate: {type: asha, min_iter: 20, eta: 2}
+"""
+    )
+    done = altgrad("sweep", "lost.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "diverged" in done.stdout
+    return folder / "runs" / "lost"
+
+
+def test_a_lane_that_diverges_ends_with_its_reason_and_its_neighbours_go_on(lost_trials: Path) -> None:
+    trials = query(lost_trials, "SELECT format, lr, reason, step, val_loss FROM trials ORDER BY format, lr, seed")
+    ends = {(trial["format"], trial["lr"]): (trial["reason"], trial["step"]) for trial in trials}
+    assert ends["E4M3", 1e30][0] == ends["fp32", 1e30][0] == "diverged"
+    assert ends["fp32", 1e-3] == ends["fp32", 1e-2] == ("completed", 60), "a control is never halved"
+    assert {ends["E4M3", 1e-3], ends["E4M3", 1e-2]} == {("completed", 60), ("asha", 20)}
+    assert all(trial["val_loss"] is None for trial in trials if trial["reason"] == "diverged")
+
+
+def test_every_decision_is_an_event_with_its_numbers(lost_trials: Path) -> None:
+    events = query(lost_trials, "SELECT kind, step, value, reference, message FROM events")
+    assert {"diverged", "asha", "completed"} <= {event["kind"] for event in events}
+    for event in events:
+        assert event["message"]
+        if event["kind"] == "asha":
+            assert event["value"] > event["reference"]
+
+
+def test_status_says_where_a_sweep_stands(lost_trials: Path) -> None:
+    said = altgrad("status", lost_trials, cwd=lost_trials.parent)
+    assert said.returncode == 0
+    assert "not being run" in said.stdout
+    assert "training loss is" in said.stdout
+
+
+def test_the_matrix_leaves_what_diverged_out_of_its_means(lost_trials: Path) -> None:
+    said = altgrad("matrix", lost_trials, "--json", cwd=lost_trials.parent)
+    assert said.returncode == 0
+    assert "NaN" not in said.stdout
