@@ -52,7 +52,7 @@ def main() -> None:
         _complain(error)
         code = USAGE
     except KeyboardInterrupt:
-        err.print("interrupted")
+        _say("interrupted")
         code = 128 + signal.SIGINT
     sys.exit(code)
 
@@ -116,7 +116,7 @@ def sweep(
         except RunFolderError as error:
             raise UsageError(str(error)) from error
     for note in planned.spec.notes:
-        err.print(note)
+        _say(note)
     return _run(planned, store, state, address)
 
 
@@ -170,7 +170,7 @@ def status(run: Run, /, *, as_json: Json = False) -> int:
     if table.row_count:
         out.print(table)
     if state.unfinished and not state.driver_alive:
-        err.print(f"go on with: altgrad resume {store.uri}")
+        _say(f"go on with: altgrad resume {store.uri}")
     return OK
 
 
@@ -189,7 +189,7 @@ def consolidate(run: Run, /, *, as_json: Json = False) -> int:
         rows = ", ".join(f"{n:,} {table}" for table, n in report.rows.items())
         out.print(f"{len(report.written)} files written, {len(report.unchanged)} unchanged: {rows}")
     for chunk in report.damaged:
-        err.print(f"damaged, left out: {chunk}")
+        _say(f"damaged, left out: {chunk}")
     return INTEGRITY if report.damaged else OK
 
 
@@ -292,7 +292,7 @@ def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | No
     from orchestrator.sweep.progress import Progress
 
     if not state.unfinished:
-        err.print(f"all trials of {store.uri} have ended; nothing is left to run")
+        _say(f"all trials of {store.uri} have ended; nothing is left to run")
         return _conclude(store)
     ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
     progress = Progress(planned, ended)
@@ -303,14 +303,14 @@ def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | No
         try:
             outcome = run_sweep(planned, store, progress, address)
         except ConnectionError as error:
-            err.print(f"cannot reach Ray at {address}: {error}", markup=False)
+            _say(f"cannot reach Ray at {address}: {error}")
             return ENVIRONMENT
         except KeyboardInterrupt:
             _say_how_to_resume(store)
             return 128 + signal.SIGINT
     code = _conclude(store)
     for pack, why in outcome.failed.items():
-        err.print(f"failed: {pack}: {why}", markup=False)
+        _say(f"failed: {pack}: {why}")
     if outcome.signal is not None:
         _say_how_to_resume(store)
         return 128 + outcome.signal
@@ -318,7 +318,7 @@ def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | No
 
 
 def _say_how_to_resume(store: "Store") -> None:
-    err.print(f"interrupted; go on with: altgrad resume {store.uri}", markup=False, soft_wrap=True)
+    _say(f"interrupted; go on with: altgrad resume {store.uri}")
 
 
 @contextmanager
@@ -327,7 +327,7 @@ def _shown(progress: "Progress") -> Iterator[None]:
     from rich.live import Live
 
     if not err.is_terminal:
-        progress.echo = lambda line: err.print(line, markup=False)
+        progress.echo = _say
         yield
         return
     with Live(progress, console=err, refresh_per_second=8, transient=True):
@@ -356,7 +356,7 @@ def _conclude(store: "Store") -> int:
     out.print(f'  altgrad query {store.uri} "{sql}"', highlight=False, soft_wrap=True)
     out.print(f"  altgrad status {store.uri}", highlight=False)
     for chunk in report.damaged:
-        err.print(f"damaged, left out: {chunk}", markup=False)
+        _say(f"damaged, left out: {chunk}")
     return INTEGRITY if report.damaged else OK
 
 
@@ -368,7 +368,12 @@ def _shown_value(value: Any) -> str:
 
 def _complain(error: Exception) -> None:
     for line in str(error).splitlines():
-        err.print(f"error: {line}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"error: {line}")
+
+
+def _say(line: str) -> None:
+    """A line for the person at the terminal, as it is: no markup, no colours, no hard wrapping."""
+    err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

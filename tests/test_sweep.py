@@ -104,9 +104,7 @@ def test_a_damaged_chunk_is_named_and_the_rest_is_read(undisturbed: tuple[Path, 
     shutil.copytree(undisturbed[0], run)
     shutil.rmtree(run / "dataset")
     chunk = next(iter(sorted(run.glob("packs/*/attempt-1/steps-000001.parquet"))))
-    data = bytearray(chunk.read_bytes())
-    data[len(data) // 3] ^= 0x10
-    chunk.write_bytes(bytes(data))
+    chunk.write_bytes(chunk.read_bytes()[:-100])
     done = altgrad("consolidate", run, cwd=tmp_path)
     assert done.returncode == 5
     assert chunk.name in done.stderr

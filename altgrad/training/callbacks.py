@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from altgrad.quantization.diagnostics import is_update
 from altgrad.quantization.kernels import uniform_bits
 from altgrad.quantization.rank_health import RankTrendDetector, power_iteration, spectral_stats
 from altgrad.training.config import RankConfig
 from altgrad.training.metrics import discrete_metrics
-from altgrad.training.optimizer import UPDATE_THRESHOLD
 from altgrad.training.precision import Transition, WeightGrid
 from altgrad.training.weights import Stack, lane_sum
 
@@ -28,13 +28,12 @@ class FlipObserver:
         self.direction = torch.zeros_like(stack.stored, dtype=torch.int8)
 
     def observe(self, transition: Transition, gradient: Tensor) -> dict[str, Tensor]:
-        """Columns of one step, float64 ``(n, L)``; NaN for lanes whose weights have no codes."""
+        """Columns of one step, float64 ``(n, L)``; NaN for lanes whose weights have no codes or are not finite."""
         direction = torch.sign(transition.after.to(torch.int32) - transition.before.to(torch.int32)).to(torch.int8)
-        metrics = discrete_metrics(
-            transition, gradient.abs() > UPDATE_THRESHOLD, self._numbers, direction * self.direction == -1
-        )
+        metrics = discrete_metrics(transition, is_update(gradient), self._numbers, direction * self.direction == -1)
         self.direction = torch.where(direction != 0, direction, self.direction)
-        return {name: values + self.undefined for name, values in metrics.items()}
+        undefined = torch.where(transition.amax.isfinite(), self.undefined, torch.nan)
+        return {name: values + undefined for name, values in metrics.items()}
 
 
 class RankObserver:

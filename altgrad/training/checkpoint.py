@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -37,33 +37,33 @@ def to_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The files of a checkpoint by name, in the order to write them: the last one makes it complete."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
     data = safetensors.torch.save(tensors)
-    facts = {
-        "step": checkpoint.step,
-        "keys": list(checkpoint.keys),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "extra": checkpoint.extra,
-    }
-    return {_TENSORS: data, _FACTS: json.dumps(facts).encode()}
+    facts = {"step": checkpoint.step, "keys": list(checkpoint.keys), "extra": checkpoint.extra}
+    return {_TENSORS: data, _FACTS: json.dumps(facts | {"sha256": _digest(data, facts)}).encode()}
 
 
 def from_files(files: Mapping[str, bytes]) -> Checkpoint:
     """The checkpoint in a set of files.
 
     Raises:
-        CheckpointError: a file is missing, or the tensors are not those that were written.
+        CheckpointError: a file is missing, or one is not what was written.
     """
     try:
         data, facts = files[_TENSORS], json.loads(files[_FACTS])
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise CheckpointError(f"{_TENSORS} is not what was written")
+        if facts.pop("sha256") != _digest(data, facts):
+            raise CheckpointError("damaged checkpoint: its content is not what was written")
         tensors = safetensors.torch.load(data)
         return Checkpoint(facts["step"], tuple(facts["keys"]), tensors, facts["extra"])
-    except (KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"incomplete or damaged checkpoint: {error!r}") from error
 
 
+def _digest(data: bytes, facts: Mapping[str, Any]) -> str:
+    """sha256 over the tensors and, as JSON, everything else."""
+    return hashlib.sha256(data + json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def write(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``folder/checkpoint-<step>`` so that it is either whole or not there."""
+    """Write ``folder/checkpoint-<step>`` so that it is either whole or not there; an older one is replaced."""
     final = folder / f"checkpoint-{checkpoint.step:08d}"
     aside = folder / f".{final.name}.tmp"
     aside.mkdir(parents=True, exist_ok=True)
@@ -72,8 +72,9 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    if not final.exists():
-        aside.rename(final)
+    if final.exists():
+        shutil.rmtree(final)
+    aside.rename(final)
     return final
 
 

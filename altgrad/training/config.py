@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -162,9 +163,14 @@ class RunConfig:
         """
         problems: list[Problem] = []
         arguments = _arguments(cls, values, (), problems)
+        malformed = {problem.path[0] for problem in problems if problem.path}
+        try:
+            config = cls(**{key: value for key, value in arguments.items() if key not in malformed})
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem.path[0] not in malformed]
         if problems:
             raise ConfigError(problems)
-        return cls(**arguments)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` takes back."""
@@ -203,12 +209,16 @@ def _problems(c: RunConfig) -> typing.Iterator[Problem]:
             if rule.format is not None and rule.format not in FORMAT_REGISTRY:
                 hint = nearest_name(rule.format, FORMAT_REGISTRY)
                 yield Problem(("layers", i, "format"), f"unknown format {rule.format!r}; {hint}")
+    if not c.tensors:
+        yield Problem(("tensors",), "an empty list quantizes nothing; that is format fp32")
     for name in c.tensors:
         if name not in ("weights", "activations", "gradients"):
             hint = nearest_name(name, ("weights", "activations", "gradients"))
             yield Problem(("tensors",), f"unknown tensor kind {name!r}; {hint}")
     if c.format == "fp32" and c.storage != "master":
         yield Problem(("storage",), f"{c.storage!r} has no meaning for fp32: float32 weights are their own masters")
+    if c.storage != "master" and c.tensors and "weights" not in c.tensors:
+        yield Problem(("storage",), f"{c.storage!r} has no meaning where weights are not quantized")
     if c.optimizer == "grid":
         if c.storage != "nearest":
             yield Problem(
@@ -229,16 +239,18 @@ def _out_of_range(c: RunConfig) -> typing.Iterator[Problem]:
     for key, least in whole.items():
         if getattr(c, key) < least:
             yield Problem((key,), f"must be at least {least}, got {getattr(c, key)}")
+    if c.seed >= 1 << 63:
+        yield Problem(("seed",), f"must be below 2**63, got {c.seed}")
     for key in ("n_layer", "n_head", "n_embd", "block_size"):
         if getattr(c.model, key) < 1:
             yield Problem(("model", key), f"must be at least 1, got {getattr(c.model, key)}")
     if c.ranks.interval < 1:
         yield Problem(("ranks", "interval"), f"must be at least 1, got {c.ranks.interval}")
     for key in ("lr", "eps", "rung_lr", "grid_scale"):
-        if getattr(c, key) <= 0:
+        if not getattr(c, key) > 0:
             yield Problem((key,), f"must be above zero, got {getattr(c, key)}")
     for key in ("weight_decay", "grad_clip"):
-        if getattr(c, key) < 0:
+        if not getattr(c, key) >= 0:
             yield Problem((key,), f"must not be negative, got {getattr(c, key)}")
     for key in ("beta1", "beta2", "grid_momentum"):
         if not 0 <= getattr(c, key) < 1:
@@ -296,9 +308,10 @@ def _coerced(hint: Any, value: Any, path: tuple[str | int, ...], problems: list[
 
 def _scalar(hint: type, value: Any, path: tuple[str | int, ...], problems: list[Problem]) -> Any:
     if hint is float and type(value) in (int, float):
-        if not math.isfinite(value):
+        number = float(value) if abs(value) <= sys.float_info.max else math.inf
+        if not math.isfinite(number):
             problems.append(Problem(path, f"must be a finite number, got {value}"))
-        return float(value)
+        return number
     if type(value) is not hint:
         expected = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
         problems.append(Problem(path, f"expected {expected}, got {_shown(value)}"))

@@ -56,10 +56,14 @@ def load_corpus(
         CorpusError: missing, unreadable or empty.
     """
     if corpus.endswith(".bin"):
-        return _from_bin(Path(corpus))
+        return _from_bin(Path(corpus).expanduser())
     text = _text(corpus, text_column, dict(readers))
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError(f"corpus {corpus} holds half a surrogate pair (character {error.start}): mend it") from error
     if tokens == "byte":
-        ids, vocabulary = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16), 256
+        ids, vocabulary = np.frombuffer(encoded, dtype=np.uint8).astype(np.uint16), 256
     else:
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         alphabet, inverse = np.unique(points, return_inverse=True)
@@ -109,7 +113,7 @@ def _text(corpus: str, text_column: str, readers: Mapping[str, Reader]) -> str:
     if not path.exists():
         raise CorpusError(f"no corpus at {path}: name a text file or folder, or 'stdlib'")
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
         text = "\n".join(_file_text(p) for p in files)
     elif path.suffix in readers:
         text = readers[path.suffix](path, text_column)
@@ -130,17 +134,22 @@ def standard_library() -> Iterator[Path]:
             yield path
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _file_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8 text (byte {error.start})") from error
+        raise CorpusError(f"{path} is not UTF-8 text (byte {error.start}): convert it or take it away") from error
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _jsonl(path: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(_file_text(path).splitlines(), start=1):
+    # Not splitlines: JSON strings may hold line separators other than a newline.
+    for number, line in enumerate(_file_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -150,6 +150,8 @@ class Lanes:
         own = self.tensors()
         if missing := own.keys() - tensors.keys():
             raise ValueError(f"the state of another program: it lacks {', '.join(sorted(missing))}")
+        if unlike := [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]:
+            raise ValueError(f"the state of another program: unlike shapes of {', '.join(unlike)}")
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])

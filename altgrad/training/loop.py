@@ -68,7 +68,8 @@ def train(
             return
         if len(kept) < len(lanes.keys):
             lanes = lanes.without(ended, by_key)
-        due = config.checkpoint_interval and step % config.checkpoint_interval == 0
+        # Due where an interval has passed since the last report.
+        due = config.checkpoint_interval and step % config.checkpoint_interval < config.report_interval
         if save is not None and due and step < config.steps:
             save(Checkpoint(step, lanes.keys, {name: tensor.clone() for name, tensor in lanes.tensors().items()}))
 

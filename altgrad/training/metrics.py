@@ -31,7 +31,7 @@ def discrete_metrics(t: Transition, updated: Tensor, numbers: FormatNumbers, rev
 
     Args:
         t: the rungs before and after.
-        updated: elements whose gradient arrived.
+        updated: elements whose gradient, clipped as the optimizer gets it, is more than nothing.
         numbers: of the lanes' formats.
         reversed_: elements whose flip undid the direction of their last one.
     """
@@ -53,7 +53,7 @@ def discrete_metrics(t: Transition, updated: Tensor, numbers: FormatNumbers, rev
 
 
 def pooled(layers: dict[str, Tensor], elements: Tensor) -> dict[str, Tensor]:
-    """One lane's row from its matrices' rows; undefined matrices are left out.
+    """One lane's row from its matrices' rows; undefined matrices are left out, except that ranks are NaN if any is.
 
     Sums run along the last axis, so that no lane's order of addition depends on how many lanes there are.
 

@@ -11,17 +11,18 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from altgrad.quantization.diagnostics import exponent_stiffness
-from altgrad.quantization.formats import FORMAT_REGISTRY
+from altgrad.quantization.diagnostics import exponent_stiffness, is_update
 from altgrad.quantization.kernels import rung_spacing, rung_to_value, stream_keys, uniform_bits
 from altgrad.training.config import RunConfig
 from altgrad.training.precision import GRID_STREAM, WeightGrid
 from altgrad.training.weights import Stack, per_lane
 
-#: A gradient element at or below this is no update.
-UPDATE_THRESHOLD = 1e-10
+#: Upper bound of the stiffness that multiplies gradients.
+MAX_STIFFNESS = 1e6
 
 Number = float | Tensor
+#: The farthest rung beyond a grid's ends that float32 can say in every 8-bit format (E7M0: 2**127).
+_FARTHEST_RUNG = 190
 
 
 class AdamNumbers(NamedTuple):
@@ -76,11 +77,14 @@ def grid_rungs_(
 ) -> Tensor:
     """Accumulate momentum in place and return the whole rungs to descend, int32 in ``[-rung_clip, rung_clip]``.
 
-    ``floor(v + u)`` with ``u`` uniform in [0, 1) rounds ``v`` stochastically, unbiased in rungs.
+    ``floor(v + u)`` with ``u`` uniform in [0, 1) rounds ``v`` stochastically, unbiased in rungs. Meaningless where the
+    velocity is NaN: the caller's weight is NaN there.
     """
     velocity.mul_(momentum).add_(grad)
     wanted = (velocity * scale).clamp(-rung_clip, rung_clip)
-    return torch.floor(wanted + uniform).to(torch.int32)
+    # Adding u in float32 could round up to the next whole number, past the clip.
+    whole = torch.floor(wanted)
+    return (whole + (uniform >= 1 - (wanted - whole))).to(torch.int32)
 
 
 class AdamW(torch.optim.Optimizer):
@@ -138,11 +142,11 @@ class ManifoldAdamW(AdamW):
 
     ``precondition="gradient"`` multiplies the gradient by the stiffness ``S = 2**(floor(log2|w|) - mantissa_bits)``
     before the moments. Adam's normalisation undoes most of that. ``precondition="update"`` multiplies the normalised
-    step by the spacing instead, so that ``lr`` counts rungs a step.
+    step by the spacing instead, so that ``lr`` counts rungs a step. Each group may have its own of every number.
 
     Args:
         params: parameters or groups of them.
-        lr: learning rate; in rungs with ``precondition="update"``.
+        lr: learning rate; in rungs with ``precondition="update"``, except at zero, where the spacing is taken as 1.
         betas: decay of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled decay.
@@ -150,6 +154,9 @@ class ManifoldAdamW(AdamW):
         mantissa_bits: of the grid.
         max_stiffness: upper bound of S.
         precondition: what the spacing multiplies.
+
+    Raises:
+        ValueError: another ``precondition``.
     """
 
     def __init__(
@@ -161,21 +168,27 @@ class ManifoldAdamW(AdamW):
         weight_decay: float = 0.01,
         manifold_aware: bool = True,
         mantissa_bits: int = 2,
-        max_stiffness: float = 1e6,
+        max_stiffness: float = MAX_STIFFNESS,
         precondition: Literal["gradient", "update"] = "gradient",
     ) -> None:
         if precondition not in ("gradient", "update"):
             raise ValueError(f"precondition must be 'gradient' or 'update', got {precondition!r}")
         super().__init__(params, lr, betas, eps, weight_decay)
-        self.manifold_aware, self.mantissa_bits, self.max_stiffness = manifold_aware, mantissa_bits, max_stiffness
-        self.precondition = precondition
+        self.defaults |= {
+            "manifold_aware": manifold_aware,
+            "mantissa_bits": mantissa_bits,
+            "max_stiffness": max_stiffness,
+            "precondition": precondition,
+        }
+        for group in self.param_groups:
+            group |= self.defaults | group
 
     def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         n = adam_numbers(state["step"], group["lr"], group["betas"], group["eps"], group["weight_decay"])
         spacing = None
-        if self.manifold_aware:
-            stiffness = exponent_stiffness(param, self.mantissa_bits).clamp_max(self.max_stiffness)
-            grad, spacing = (grad * stiffness, None) if self.precondition == "gradient" else (grad, stiffness)
+        if group["manifold_aware"]:
+            stiffness = exponent_stiffness(param, group["mantissa_bits"]).clamp_max(group["max_stiffness"])
+            grad, spacing = (grad * stiffness, None) if group["precondition"] == "gradient" else (grad, stiffness)
         adamw_(param, grad, state["exp_avg"], state["exp_avg_sq"], n, spacing)
 
 
@@ -184,7 +197,7 @@ class GridOptim(torch.optim.Optimizer):
 
     ``velocity = momentum * velocity + grad + weight_decay * weight``; a weight descends
     ``floor(clamp(velocity * scale, +-rung_clip) + u)`` rungs, ``u`` uniform in [0, 1), and stops at the grid's ends.
-    Masters start on the rung nearest to the weights given.
+    Masters start on the rung nearest to the weights given. A gradient that is not a number makes its weight NaN.
 
     Args:
         params: parameters.
@@ -200,6 +213,9 @@ class GridOptim(torch.optim.Optimizer):
         grid: sorted finite values, float32.
         master_p: current weights in float32, one tensor a parameter.
         velocity: one tensor a parameter.
+
+    Raises:
+        ValueError: ``scale`` or ``rung_clip`` is out of its range, or a weight is NaN.
     """
 
     def __init__(
@@ -213,21 +229,21 @@ class GridOptim(torch.optim.Optimizer):
         device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None:
-        if scale <= 0 or rung_clip < 1:
+        if not scale > 0 or rung_clip < 1:
             raise ValueError(f"scale must be above zero and rung_clip at least 1, got {scale=}, {rung_clip=}")
         super().__init__(
             params, {"scale": scale, "momentum": momentum, "weight_decay": weight_decay, "rung_clip": rung_clip}
         )
-        weights = [param for group in self.param_groups for param in group["params"]]
+        weights = self._weights()
+        if any(bool(p.isnan().any()) for p in weights):
+            raise ValueError("a weight is NaN, which no grid has")
         self.grid = _grid_values(fp8_dtype or torch.float8_e4m3fn).to(device or weights[0].device)
         middles = (self.grid[1:] + self.grid[:-1]) / 2
         self._rungs = [torch.searchsorted(middles, p.detach().float().contiguous()) for p in weights]
         self.master_p = [self.grid[rungs] for rungs in self._rungs]
         self.velocity = [torch.zeros_like(master) for master in self.master_p]
         self._seed, self._steps = seed, 0
-        with torch.no_grad():
-            for param, master in zip(weights, self.master_p, strict=True):
-                param.copy_(master)
+        self._show()
 
     @torch.no_grad()
     def step(self, current_scale: float | None = None) -> tuple[int, int]:  # type: ignore[override]
@@ -242,19 +258,54 @@ class GridOptim(torch.optim.Optimizer):
         for i, (param, group) in enumerate(params):
             if param.grad is None:
                 continue
-            updates += int(torch.count_nonzero(param.grad.abs() > UPDATE_THRESHOLD))
+            updates += int(torch.count_nonzero(is_update(param.grad)))
             grad = param.grad.float() + group["weight_decay"] * self.master_p[i]
             key = torch.tensor(stream_keys([self._seed], self._steps, i), dtype=torch.int32, device=self.grid.device)
             uniform = uniform_bits(key, param.numel()).view(param.shape)
             scale = group["scale"] if current_scale is None else current_scale
             clip = torch.tensor(float(group["rung_clip"]), device=self.grid.device)
             down = grid_rungs_(self.velocity[i], grad, uniform, group["momentum"], scale, clip)
-            moved = (self._rungs[i] - down).clamp(0, len(self.grid) - 1)
+            lost = self.velocity[i].isnan()
+            moved = torch.where(lost, self._rungs[i], (self._rungs[i] - down).clamp(0, len(self.grid) - 1))
             flips += int(torch.count_nonzero(moved != self._rungs[i]))
             self._rungs[i] = moved
-            self.master_p[i] = self.grid[moved]
-            param.copy_(self.master_p[i])
+            self.master_p[i] = torch.where(lost, torch.nan, self.grid[moved])
+        self._show()
         return flips, updates
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of `torch.optim.Optimizer`, and under ``grid`` what this one has beside it."""
+        own = {"rungs": list(self._rungs), "velocity": list(self.velocity), "steps": self._steps, "seed": self._seed}
+        return super().state_dict() | {"grid": own}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; the parameters become the weights of that state.
+
+        Raises:
+            ValueError: the state is of other parameters.
+        """
+        own = state_dict["grid"]
+        shapes = [[tuple(x.shape) for x in tensors] for tensors in (self._rungs, own["rungs"], own["velocity"])]
+        if shapes[1] != shapes[0] or shapes[2] != shapes[0]:
+            raise ValueError(f"the state is of parameters of shapes {shapes[1]}, these are {shapes[0]}")
+        super().load_state_dict(state_dict)
+        device = self.grid.device
+        self._rungs = [x.to(device, copy=True) for x in own["rungs"]]
+        self.velocity = [x.to(device, copy=True) for x in own["velocity"]]
+        self._steps, self._seed = own["steps"], own["seed"]
+        pairs = zip(self._rungs, self.velocity, strict=True)
+        self.master_p = [torch.where(velocity.isnan(), torch.nan, self.grid[rungs]) for rungs, velocity in pairs]
+        self._show()
+
+    def _weights(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+    @torch.no_grad()
+    def _show(self) -> None:
+        """Give the parameters the values of the masters."""
+        for param, master in zip(self._weights(), self.master_p, strict=True):
+            param.copy_(master)
 
 
 def _grid_values(dtype: torch.dtype) -> Tensor:
@@ -308,7 +359,9 @@ class LaneOptimizer:
     """One optimizer for one stack of all lanes: its state, and the update that its public twin makes too."""
 
     def __init__(self, stack: Stack, grid: WeightGrid | None, config: RunConfig) -> None:
-        self._precondition = config.precondition if config.optimizer == "manifold_adamw" else None
+        # A matrix without a grid has no spacing: float32's own would push every gradient far below eps.
+        aware = config.optimizer == "manifold_adamw" and grid is not None
+        self._precondition = config.precondition if aware else None
         self._grid = grid
         formats = grid.formats if grid else ()
         rungs = [config.optimizer == "grid" and f.bits == 8 for f in formats] or [False]
@@ -316,7 +369,7 @@ class LaneOptimizer:
         device = stack.stored.device
         self._on_rungs = torch.tensor(rungs, device=device).view(-1, 1, 1)
         self._identity = torch.tensor([f.is_identity for f in formats] or [True], device=device).view(-1, 1, 1)
-        bits = [f.significand_bits for f in formats] or [FORMAT_REGISTRY["fp32"].significand_bits]
+        bits = [f.significand_bits for f in formats]
         self._significand_bits = torch.tensor(bits, dtype=torch.int32, device=device).view(-1, 1, 1)
         names = [] if self._rungs_everywhere else ["exp_avg", "exp_avg_sq"]
         names += ["velocity"] if self._rungs_anywhere else []
@@ -334,9 +387,11 @@ class LaneOptimizer:
 
     def _adam(self, stack: Stack, numbers: LaneNumbers) -> None:
         grad, spacing = stack.gradient, None
-        if stack.is_matrix and self._precondition == "gradient":
-            grad = grad * exponent_stiffness(stack.stored, self._significand_bits).clamp_max(1e6)
-        elif self._grid is not None and self._precondition == "update":
+        if self._precondition == "gradient":
+            stiffness = exponent_stiffness(stack.stored, self._significand_bits).clamp_max(MAX_STIFFNESS)
+            grad = grad * torch.where(self._identity, 1.0, stiffness)
+        elif self._precondition == "update":
+            assert self._grid is not None
             scale = per_lane(self._grid.scaler.scale, stack.stored)
             rung = rung_spacing(stack.stored / scale, self._grid.numbers) * scale
             spacing = torch.where(self._identity, 1.0, rung * per_lane(numbers.rungs_per_lr, stack.stored))
@@ -349,8 +404,9 @@ class LaneOptimizer:
         uniform = self._grid.uniform(step, GRID_STREAM, stack.stored.shape)
         momentum, scale, clip = (per_lane(x, stack.stored) for x in (n.grid_momentum, n.grid_scale, n.rung_clip))
         down = grid_rungs_(self.state["velocity"], grad, uniform, momentum, scale, clip)
-        rungs = self._grid.rungs.to(torch.int32) - down
-        return rung_to_value(rungs, self._grid.numbers) * per_lane(self._grid.scaler.scale, stack.stored)
+        rungs = (self._grid.rungs.to(torch.int32) - down).clamp(-_FARTHEST_RUNG, _FARTHEST_RUNG)
+        value = rung_to_value(rungs, self._grid.numbers) * per_lane(self._grid.scaler.scale, stack.stored)
+        return torch.where(self.state["velocity"].isnan(), torch.nan, value)
 
 
 #: Optimizers by name. The lane trainer runs the same updates through `LaneOptimizer`.

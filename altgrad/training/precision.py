@@ -108,7 +108,7 @@ class Scaler:
 
 
 class Transition(NamedTuple):
-    """What one step did to the codes of a stack; every tensor ``(n, L, in, out)``."""
+    """What one step did to the codes of a stack; tensors ``(n, L, in, out)`` where nothing else is said."""
 
     #: Rungs that the forward pass used.
     before: Tensor
@@ -118,6 +118,8 @@ class Transition(NamedTuple):
     settled: Tensor
     #: The optimizer's result in units of the scale, before rounding.
     unrounded: Tensor
+    #: Its largest magnitude, ``(n, L)``; where that is not finite the rungs mean nothing.
+    amax: Tensor
 
 
 class WeightGrid:
@@ -165,7 +167,7 @@ class WeightGrid:
             self.rungs = after
             if not self._all_on_grid:
                 torch.mul(q, scale, out=stack.working)
-        return Transition(before, after, self.rungs, v)
+        return Transition(before, after, self.rungs, v, amax)
 
     def refresh(self, stack: Stack) -> None:
         """Derive working weights and rungs from stored weights and scales, as after loading them."""

@@ -32,9 +32,11 @@ def escape(text: str) -> str:
 
 
 def code(value: object) -> str:
-    """A value as code."""
+    """A value as code, between more backticks than it holds in a row."""
     text = " ".join(str(value).split()).replace("|", r"\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, gap = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{gap}{text}{gap}{fence}"
 
 
 def number(value: float) -> str:
