@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -47,13 +48,14 @@ def from_files(files: Mapping[str, bytes]) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, or one is not what was written.
     """
+    damaged = (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError)
     try:
         data, facts = files[_TENSORS], json.loads(files[_FACTS])
         if facts.pop("sha256") != _digest(data, facts):
             raise CheckpointError("damaged checkpoint: its content is not what was written")
         tensors = safetensors.torch.load(data)
         return Checkpoint(facts["step"], tuple(facts["keys"]), tensors, facts["extra"])
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (*damaged, safetensors.SafetensorError) as error:
         raise CheckpointError(f"incomplete or damaged checkpoint: {error!r}") from error
 
 

@@ -84,8 +84,13 @@ def _named(tree: ast.Module, modules: Mapping[str, ast.Module]) -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
     )
-    names = (match.removesuffix(".py").replace("/", ".") for text in texts for match in _NAMED.findall(text))
-    return {name for name in names if name in modules}
+    found = set()
+    for name in (match.replace("/", ".") for text in texts for match in _NAMED.findall(text)):
+        # What follows a module's name is a name in it, or its suffix.
+        while name.count(".") > 1 and name not in modules:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found & modules.keys()
 
 
 def _exports(package: ast.Module) -> dict[str, str]:

@@ -11,7 +11,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.plan import Plan
+from orchestrator.plan import Pack, Plan
 from orchestrator.results.schema import END_REASONS
 from orchestrator.sweep.stopping import rung_steps
 
@@ -35,6 +35,8 @@ class Progress:
         self._steps_done = 0
         self._seen_steps: Counter[str] = Counter()
         self._began = time.monotonic()
+        #: When the first trial was placed: the pace is taken from then on.
+        self._first: float | None = None
         self._note = "starting"
         self._spinner = Spinner("dots")
         #: Told of every trial's end, where nobody watches the picture.
@@ -47,6 +49,7 @@ class Progress:
     def started(self, pack: str) -> None:
         """A pack was placed on a worker."""
         self._running[pack] = {"step": 0}
+        self._first = self._first or time.monotonic()
 
     def reported(self, pack: str, result: Mapping[str, Any]) -> None:
         """A pack reported: ``step``, and the metric where a lane lives."""
@@ -59,7 +62,7 @@ class Progress:
                 reached.add(pack)
         value = result.get(self._metric.name)
         if value is not None and value == value and (self._best is None or self._better(value)):
-            self._best = (value, self._packs[pack].cell, step)
+            self._best = (value, _label(self._packs[pack]), step)
 
     def _better(self, value: float) -> bool:
         assert self._best is not None
@@ -71,7 +74,7 @@ class Progress:
         if self.echo:
             pack = self._packs[self._keys[key]]
             seed = next(lane.config.seed for lane in pack.lanes if lane.key == key)
-            self.echo(f"{len(self._ended)}/{len(self._keys)}  {reason}  {pack.cell} seed={seed}")
+            self.echo(f"{len(self._ended)}/{len(self._keys)}  {reason}  {_label(pack)} seed={seed}")
 
     def left(self, pack: str) -> None:
         """A pack no longer runs."""
@@ -87,9 +90,9 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """What the steps that are still planned will take at the pace so far; stopping may shorten it."""
-        elapsed = time.monotonic() - self._began
-        if not self._steps_done or elapsed < 3:
+        if self._first is None or not self._steps_done:
             return None
+        elapsed = time.monotonic() - self._first
         left = sum(
             pack.lanes[0].config.steps - self._seen_steps[name]
             for name, pack in self._packs.items()
@@ -113,8 +116,8 @@ class Progress:
         if self._rungs:
             rows.add_row("rungs", "  ".join(f"step {rung}: {len(packs)}" for rung, packs in self._rungs.items()))
         if self._best:
-            value, cell, step = self._best
-            rows.add_row("best", Text(f"{value:.4f}  {cell}  (step {step})"))
+            value, label, step = self._best
+            rows.add_row("best", Text(f"{value:.4f}  {label}  (step {step})"))
         rows.add_row("now", Group(*self._running_lines()) if self._running else Text(self._note))
         return rows
 
@@ -124,9 +127,14 @@ class Progress:
             value = result.get(self._metric.name)
             number = f"  {self._metric.name} {value:.4f}" if value is not None else ""
             warned = f"  {result['warnings']} rank warnings" if result.get("warnings") else ""
-            yield Text(f"{pack.cell}  {result['step']}/{pack.lanes[0].config.steps}{number}{warned}", no_wrap=True)
+            yield Text(f"{_label(pack)}  {result['step']}/{pack.lanes[0].config.steps}{number}{warned}", no_wrap=True)
         if len(self._running) > most:
             yield Text(f"and {len(self._running) - most} more")
+
+
+def _label(pack: Pack) -> str:
+    """A pack's cell, and the nuisance values that tell it from others of its cell."""
+    return " ".join([pack.cell, *(f"{name}={value}" for name, value in pack.nuisance.items())])
 
 
 def _clock(seconds: float) -> str:
