@@ -16,12 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.training.config import RunConfig
-from altgrad.training.data import Batches, Corpus, load_corpus
+from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
-from altgrad.training.model import initial_parameters
-from altgrad.training.optimizer import schedule
-from benchmarks.plain_gpt import PlainGPT
+from benchmarks.train_step import Plain, positive
 
 #: Steps in which losses must agree one by one, and how closely, in nats a token.
 CLOSE_STEPS, CLOSE = 100, 1e-4
@@ -76,25 +74,14 @@ def config_of(text: str, tokens: str, steps: int, seed: int) -> RunConfig:
 
 def plain_curves(config: RunConfig, corpus: Corpus) -> Curves:
     """Train the plain model from one seed."""
-    model = PlainGPT(config.model, corpus.vocabulary)
-    start = initial_parameters(config.model, corpus.vocabulary, [config.seed])
-    model.take({name: lanes[0] for name, lanes in start.items()})
-    optimizer = model.optimizer(config.lr, config.beta2, config.weight_decay)
-    batches = Batches(corpus, [config.seed], config.batch_size, config.model.block_size, torch.device("cpu"))
+    plain = Plain(config, corpus)
     losses, validation = [], []
     for step in range(1, config.steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * schedule(config, step)
-        inputs, targets = batches.train(step)
-        loss = model(inputs[0], targets[0])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        losses.append(loss.detach())
+        plain.step(step)
+        losses.append(plain.loss)
         if step % config.report_interval == 0 or step == config.steps:
             with torch.no_grad():
-                parts = [model(x[0], y[0]) for x, y in batches.validation(config.eval_batches)]
+                parts = [plain.model(x[0], y[0]) for x, y in plain.batches.validation(config.eval_batches)]
             validation.append(torch.stack(parts).mean())
     return Curves(torch.stack(losses).double().numpy()[None], torch.stack(validation).double().numpy()[None])
 
@@ -153,10 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train both and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", metavar="TEXT", help="a text file, a folder of text, or 'stdlib'")
-    parser.add_argument("--steps", type=int, default=2000, metavar="N", help="optimizer steps (default 2000)")
-    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="seeds, at least 2 (default 2)")
+    parser.add_argument("--steps", type=positive, default=2000, metavar="N", help="optimizer steps (default 2000)")
+    parser.add_argument("--seeds", type=positive, default=2, metavar="N", help="seeds, at least 2 (default 2)")
     parser.add_argument("--tokens", choices=("char", "byte"), default="char", help="what a token is (default char)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch (default: its own choice)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads of PyTorch (default: its own choice)")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args(arguments)
     if options.seeds < 2:

@@ -33,8 +33,6 @@ from benchmarks.plain_gpt import PlainGPT
 
 CPU = torch.device("cpu")
 GRADIENTS_TOO = ("weights", "activations", "gradients")
-#: Lane counts whose cost a lane is compared.
-PACKS = (1, 4, 16)
 #: Rounds that are run and not timed.
 WARM_UP = 3
 
@@ -85,23 +83,23 @@ class Plain:
 
     def __init__(self, config: RunConfig, corpus: Corpus) -> None:
         self._config = config
-        self._model = PlainGPT(config.model, corpus.vocabulary)
+        self.model = PlainGPT(config.model, corpus.vocabulary)
         start = initial_parameters(config.model, corpus.vocabulary, [config.seed])
-        self._model.take({name: lanes[0] for name, lanes in start.items()})
-        self._optimizer = self._model.optimizer(config.lr, config.beta2, config.weight_decay)
-        self._batches = Batches(corpus, [config.seed], config.batch_size, config.model.block_size, CPU)
-        self._loss: Callable[..., Tensor] = torch.compile(self._model) if config.compile else self._model
+        self.model.take({name: lanes[0] for name, lanes in start.items()})
+        self._optimizer = self.model.optimizer(config.lr, config.beta2, config.weight_decay)
+        self.batches = Batches(corpus, [config.seed], config.batch_size, config.model.block_size, CPU)
+        self._loss: Callable[..., Tensor] = torch.compile(self.model) if config.compile else self.model
         self.loss = torch.zeros(())
 
     def step(self, step: int) -> None:
         """One optimizer step."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.lr * schedule(self._config, step)
-        inputs, targets = self._batches.train(step)
+        inputs, targets = self.batches.train(step)
         loss = self._loss(inputs[0], targets[0])
         self._optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.grad_clip)
         self._optimizer.step()
         self.loss = loss.detach()
 
@@ -276,23 +274,48 @@ def table(size: Size, costs: Mapping[str, Cost], rounds: int, compiled: bool) ->
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+def positive(text: str) -> int:
+    """A whole number from 1.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 is needed, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--steps", type=int, default=40, metavar="N", help="timed rounds at each size (default 40)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch (default: its own choice)")
-    parser.add_argument("--sizes", default="4x128,6x384", metavar="LIST", help="LAYERSxWIDTH (default 4x128,6x384)")
-    parser.add_argument("--lanes", default="4,16", metavar="LIST", help="packs at the first size (default 4,16)")
+    parser.add_argument(
+        "--steps", type=positive, default=40, metavar="N", help="timed rounds at each size (default 40)"
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads of PyTorch (default: its own choice)")
+    parser.add_argument(
+        "--sizes",
+        type=lambda text: [Size.parse(part) for part in text.split(",")],
+        default="4x128,6x384",
+        metavar="LIST",
+        help="LAYERSxWIDTH (default 4x128,6x384)",
+    )
+    parser.add_argument(
+        "--lanes",
+        type=lambda text: [positive(part) for part in text.split(",")],
+        default="4,16",
+        metavar="LIST",
+        help="lanes side by side, at the first size (default 4,16)",
+    )
     parser.add_argument("--compile", action="store_true", help="compile both sides instead")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    options = _parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        sizes = [Size.parse(text) for text in options.sizes.split(",")]
-    except argparse.ArgumentTypeError as error:
-        parser.error(str(error))
-    packs = [int(text) for text in options.lanes.split(",")]
+    sizes, packs = options.sizes, options.lanes
     corpus, console = load_corpus("stdlib"), Console()
     costs: dict[Size, dict[str, Cost]] = {}
     for size in sizes:

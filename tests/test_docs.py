@@ -127,6 +127,19 @@ def test_commands_are_found_however_they_are_written():
     assert [page for page, arguments, _ in ALL_COMMANDS if arguments[:1] == ["plan"]]
 
 
+PROGRAMS = [
+    (page, token.content)
+    for page in PAGES
+    for token in tokens(page)
+    if token.type == "fence" and token.info == "python"
+]
+
+
+@pytest.mark.parametrize(("page", "program"), PROGRAMS, ids=lambda value: getattr(value, "stem", ""))
+def test_a_program_on_a_page_runs(page: Path, program: str):
+    exec(compile(program, page.name, "exec"), {"__name__": "__main__"})
+
+
 def slugs(page: Path) -> set[str]:
     """The anchors that a page's headings have on GitHub."""
     blocks = MARKDOWN.parse(page.read_text(encoding="utf-8"))
@@ -165,6 +178,12 @@ NAMED_FILES = sorted(
 @pytest.mark.parametrize(("page", "file"), NAMED_FILES, ids=name_of)
 def test_a_file_named_on_a_page_exists(page: Path, file: str):
     assert (ROOT / file).exists()
+
+
+def test_the_tree_of_the_readme_names_files_that_exist():
+    tree = max((token.content for token in tokens(ROOT / "README.md") if token.type == "fence"), key=len)
+    there = {path.name for folder in ("altgrad", "orchestrator") for path in (ROOT / folder).rglob("*.py")}
+    assert set(re.findall(r"\w+\.py\b", tree)) <= there
 
 
 def described(page: Path) -> dict[str, str]:

@@ -15,15 +15,24 @@ from orchestrator.sweep.stopping import Decision, halve, rung_steps
 class Halving:
     """The rungs of one pack; a pack whose lanes differ in replicates alone has nothing to halve."""
 
-    def __init__(self, plan: Mapping[str, Any], pack: Mapping[str, Any], lanes: Mapping[str, RunConfig]) -> None:
-        """``plan`` and ``pack``: plain data. ``lanes``: every lane's config by key. A control is never halved."""
+    def __init__(
+        self, plan: Mapping[str, Any], pack: Mapping[str, Any], lanes: Mapping[str, RunConfig], done: int
+    ) -> None:
+        """Nothing is decided before the step after ``done``; a control is never halved.
+
+        Args:
+            plan: plain data of the plan.
+            pack: plain data of this pack.
+            lanes: every lane's config by key.
+            done: steps done by the checkpoint that is resumed, 0 at the start.
+        """
         rules = plan["space"]["early_terminate"]
         steps = next(iter(lanes.values())).steps
         halved = rules["type"] == "asha" and not pack["control"]
         self._rungs = rung_steps(rules["min_iter"], rules["eta"], steps) if halved else ()
         self._eta, self._metric = rules["eta"], plan["metric"]
         self._setting = {key: nuisance_setting(plan, config) for key, config in lanes.items()}
-        self._last_step = 0
+        self._last_step = done
 
     def drop(self, step: int, values: Mapping[str, float]) -> dict[str, Decision]:
         """The lanes of the worse settings, where a rung was crossed since the last report.

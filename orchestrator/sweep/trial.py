@@ -90,7 +90,7 @@ class PackRun:
         self._writer = ChunkWriter(store, self._pack, self._attempt)
         self._metric = plan["metric"]["name"]
         self._started = time.monotonic()
-        self._halving = Halving(plan, pack, lanes)
+        self._halving = Halving(plan, pack, lanes, done=resume.step if resume else 0)
         rules = plan["space"]["early_terminate"]
         policy = LanePolicy(**{field.name: rules[field.name] for field in dataclasses.fields(LanePolicy)})
         control = _control(store, plan, pack)

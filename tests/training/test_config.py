@@ -87,7 +87,7 @@ def test_what_cannot_be_run_is_refused_where_it_stands(case: str) -> None:
     found = {problem.path: problem.message for problem in caught.value.problems}
     assert path in found
     assert message in found[path]
-    assert all(map(str, path)) and ".".join(map(str, path)) in str(caught.value)
+    assert ".".join(map(str, path)) in str(caught.value)
 
 
 @pytest.mark.parametrize("values", [[], "E4M3", None, 3], ids=repr)

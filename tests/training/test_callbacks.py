@@ -1,0 +1,325 @@
+"""Observers: flips against a count by hand, and rank warnings against planted declines."""
+
+import bisect
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import small
+from torch import Tensor
+
+from altgrad.quantization.formats import FORMAT_REGISTRY, FP8_FORMATS, FP8Format
+from altgrad.training.callbacks import FlipObserver, RankAlarm, RankWatch
+from altgrad.training.config import ModelConfig, RankConfig
+from altgrad.training.data import Corpus
+from altgrad.training.lanes import Lanes
+from altgrad.training.loop import train_step
+from altgrad.training.metrics import DISCRETE
+from altgrad.training.optimizer import LaneOptimizer
+from altgrad.training.precision import Transition, WeightGrid
+from altgrad.training.weights import Stack
+
+CONFIG = RankConfig(interval=10, warmup_steps=20, alpha=0.5)
+#: Matrix, further names, the share it may lose.
+THRESHOLDS = [
+    ("lm_head", (), 0.15),
+    ("h.0.attn.c_proj", (), 0.15),
+    ("h.3.mlp.c_proj", (), 0.15),
+    ("wte", ("wte", "lm_head"), 0.15),
+    ("wte", (), 0.30),
+    ("h.0.attn.c_attn", (), 0.30),
+    ("h.0.mlp.c_fc", (), 0.30),
+]
+
+
+def watch_of(matrix: str = "wte", names: tuple[str, ...] = (), config: RankConfig = CONFIG) -> RankWatch:
+    return RankWatch(config, {matrix: names} if names else None)
+
+
+def checks(
+    watch: RankWatch, ratios: Sequence[float], matrix: str = "wte", first: int = 20
+) -> Iterator[list[RankAlarm]]:
+    """One check every ten steps; the control itself falls to a tenth on the way."""
+    for i, ratio in enumerate(ratios):
+        control = 100.0 * 0.1 ** (i / len(ratios))
+        yield watch.check(first + 10 * i, {matrix: ratio * control}, {matrix: control})
+
+
+@pytest.mark.parametrize(("matrix", "names", "threshold"), THRESHOLDS)
+class TestDeclines:
+    def test_heads_and_projections_may_lose_half_as_much(
+        self, matrix: str, names: tuple[str, ...], threshold: float
+    ) -> None:
+        assert watch_of(matrix, names).threshold(matrix) == pytest.approx(threshold)
+
+    @pytest.mark.parametrize("slope", [0.01, 0.03, 0.1])
+    def test_a_decline_is_noticed_within_two_checks_of_crossing(
+        self, slope: float, matrix: str, names: tuple[str, ...], threshold: float
+    ) -> None:
+        ratios = [1.0] * 5 + [1.0 - slope * i for i in range(1, round(0.6 / slope))]
+        crossing = next(i for i, ratio in enumerate(ratios) if ratio < 1 - threshold - 1e-9)
+        alarms = list(checks(watch_of(matrix, names), ratios, matrix))
+        first = next(i for i, found in enumerate(alarms) if found)
+        assert crossing <= first <= crossing + 2
+        assert all(alarms[first:])
+        (alarm,) = alarms[first]
+        assert (alarm.matrix, alarm.threshold) == (matrix, pytest.approx(threshold))
+        assert alarm.value == pytest.approx(ratios[first] * alarm.reference)
+        assert alarm.message.startswith(f"{matrix}: effective rank")
+        assert f"at step {20 + 10 * first}, the control has" in alarm.message
+
+    def test_a_loss_just_within_the_threshold_is_none(
+        self, matrix: str, names: tuple[str, ...], threshold: float
+    ) -> None:
+        assert not any(checks(watch_of(matrix, names), [1 - threshold + 0.005] * 100, matrix))
+
+
+class TestRankWatch:
+    @given(ratios=st.lists(st.floats(0.96, 1.04), max_size=60))
+    def test_healthy_ratios_give_nothing_even_to_critical_matrices(self, ratios: list[float]) -> None:
+        assert not any(checks(watch_of("lm_head"), ratios, "lm_head"))
+
+    def test_one_bad_check_is_smoothed_away(self) -> None:
+        assert not any(checks(watch_of(), [1.0, 1.0, 0.45, 1.0, 1.0]))
+
+    def test_nothing_is_decided_or_remembered_before_the_warm_up(self) -> None:
+        watch = watch_of()
+        assert not any(checks(watch, [0.01, 0.01], first=0))
+        assert not any(checks(watch, [1.0] * 5))
+
+    @pytest.mark.parametrize(
+        ("rank", "control"),
+        [
+            ({"wte": math.nan}, {"wte": 10.0}),
+            ({"wte": math.inf}, {"wte": 10.0}),
+            ({"wte": 1.0}, {"wte": math.nan}),
+            ({"wte": 1.0}, {"wte": 0.0}),
+            ({"wte": 1.0}, {"wpe": 10.0}),
+            ({}, {"wte": 10.0}),
+        ],
+        ids=str,
+    )
+    def test_undefined_ranks_decide_nothing(self, rank: dict, control: dict) -> None:
+        watch = watch_of()
+        assert not any(checks(watch, [1.0, 0.8]))
+        before = watch.state()
+        for step in range(100, 200, 10):
+            assert watch.check(step, rank, control) == []
+        assert watch.state() == before
+
+    def test_only_the_sick_matrix_is_named(self) -> None:
+        ranks, control = {"wte": 10.0, "wpe": 1.0, "h.0.mlp.c_fc": 9.0}, dict.fromkeys(("wte", "wpe"), 10.0)
+        found = watch_of().check(20, ranks, control | {"h.0.mlp.c_fc": 10.0})
+        assert [alarm.matrix for alarm in found] == ["wpe"]
+
+    def test_against_its_own_start_the_first_check_is_the_reference(self) -> None:
+        watch = watch_of()
+        assert watch.check(10, {"wte": 500.0}) == []
+        alarms = [watch.check(20 + 10 * i, {"wte": 40.0 * ratio}) for i, ratio in enumerate([1.0, 0.9, 0.6, 0.5])]
+        assert [bool(found) for found in alarms] == [False, False, False, True]
+        assert (alarms[3][0].reference, alarms[3][0].value) == (40.0, 20.0)
+        assert "its start has 40" in alarms[3][0].message
+
+    @pytest.mark.parametrize("own_start", [False, True])
+    @given(ratios=st.lists(st.one_of(st.floats(0.2, 1.2), st.just(math.nan)), max_size=20), cut=st.integers(0, 20))
+    def test_a_restored_watch_goes_on_as_if_never_stopped(self, own_start: bool, ratios: list[float], cut: int) -> None:
+        def check(watch: RankWatch, i: int) -> list[RankAlarm]:
+            ranks = {"wte": 50 * ratios[i], "lm_head": 20 * ratios[-i]}
+            return watch.check(20 + 10 * i, ranks, None if own_start else {"wte": 50.0, "lm_head": 20.0})
+
+        whole, stopped, resumed = watch_of(), watch_of(), watch_of()
+        expected = [check(whole, i) for i in range(len(ratios))]
+        found = [check(stopped, i) for i in range(min(cut, len(ratios)))]
+        resumed.restore(json.loads(json.dumps(stopped.state())))
+        found += [check(resumed, i) for i in range(cut, len(ratios))]
+        assert repr(found) == repr(expected)
+        assert repr(resumed.state() if cut < len(ratios) else stopped.state()) == repr(whole.state())
+
+
+STORAGES = ("master", "nearest", "stochastic")
+
+
+def signed(code: int) -> int:
+    """Where a code stands: its magnitude with its sign."""
+    return -(code & 0x7F) if code & 0x80 else code
+
+
+class ByHand:
+    """One lane's counts of one matrix, a number at a time, from the scalar reference alone."""
+
+    def __init__(self, format: FP8Format, storage: str) -> None:
+        self.format, self.storage = format, storage
+        self.grid = [format.to_real(code) for code in range(format.max_code + 1)]
+        self.last: dict[int, int] = {}
+
+    def rungs(self, values: list[float], scale: float) -> list[int]:
+        return [signed(self.format.to_bits(value / scale)) for value in values]
+
+    def value(self, rung: int) -> float:
+        return math.copysign(self.grid[abs(rung)], rung)
+
+    def is_a_neighbour(self, rung: int, v: float) -> bool:
+        """``v`` clamped to the range lies on the rung, or between it and the next one on the side of ``v``."""
+        low = min(bisect.bisect_right(self.grid, abs(v)) - 1, self.format.max_code)
+        high = low if self.grid[low] == abs(v) else min(low + 1, self.format.max_code)
+        return abs(rung) in (low, high) and (rung == 0 or (rung > 0) == (v > 0))
+
+    def step(self, s: dict[str, list[float]], scale: float, next_scale: float) -> dict[str, float]:
+        before, v = self.rungs(s["working"], scale), [w / scale for w in s["optimized"]]
+        if self.storage == "stochastic":
+            after = [int(rung) for rung in s["drawn"]]
+            assert all(self.is_a_neighbour(rung, x) for rung, x in zip(after, v, strict=True))
+        else:
+            after = self.rungs(s["optimized"], scale)
+        kept = s["optimized"] if self.storage == "master" else [self.value(rung) * scale for rung in after]
+        settled = self.rungs(kept, next_scale)
+        assert s["next_working"] == [self.value(rung) * next_scale for rung in settled]
+        flips = updates = both = oscillations = distance = 0
+        for i, (old, new, gradient) in enumerate(zip(before, after, s["gradient"], strict=True)):
+            updated, flipped = abs(gradient) > 1e-10, old != new
+            updates, flips, both = updates + updated, flips + flipped, both + (updated and flipped)
+            distance += abs(new - old)
+            if flipped:
+                direction = 1 if new > old else -1
+                oscillations += self.last.get(i, direction) != direction
+                self.last[i] = direction
+        size = len(before)
+        return {
+            "updates": updates,
+            "flips": flips,
+            "stall_ratio": 1 - both / updates if updates else 0.0,
+            "rescale_flips": sum(a != b for a, b in zip(after, settled, strict=True)),
+            "oscillations": oscillations,
+            "rung_distance": distance / flips if flips else math.nan,
+            "weight_saturated": sum(abs(rung) == self.format.max_code for rung in after) / size,
+            "weight_underflowed": sum(rung == 0 and x != 0 for rung, x in zip(after, v, strict=True)) / size,
+        }
+
+
+class Watched:
+    """A program of one lane a storage whose every step can be counted again by hand."""
+
+    def __init__(self, format: FP8Format, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        storages = ("nearest",) if optimizer == "grid" else STORAGES
+        model = ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8)
+        shared: dict[str, Any] = {"model": model, "optimizer": optimizer, "lr": 0.03, "warmup_steps": 0}
+        configs = {name: small(format=format.name, storage=name, seed=i, **shared) for i, name in enumerate(storages)}
+        tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 24, 2000).astype(np.int32))
+        corpus = Corpus(tokens[:1800], tokens[1800:], 24, "")
+        self.lanes = Lanes(list(configs), configs, corpus, torch.device("cpu"))
+        self.optimized: dict[int, Tensor] = {}
+        self.transitions: dict[int, Transition] = {}
+        move, settle = LaneOptimizer.step, WeightGrid.settle
+
+        def keep_optimized(optimizer: LaneOptimizer, stack: Stack, *rest: Any) -> None:
+            move(optimizer, stack, *rest)
+            self.optimized[id(stack)] = stack.stored.clone()
+
+        def keep_transition(grid: WeightGrid, stack: Stack, step: int) -> Transition:
+            self.transitions[id(stack)] = settle(grid, stack, step)
+            return self.transitions[id(stack)]
+
+        monkeypatch.setattr(LaneOptimizer, "step", keep_optimized)
+        monkeypatch.setattr(WeightGrid, "settle", keep_transition)
+        self.hands = {(m, key): ByHand(format, key) for m in self.lanes.matrices for key in configs}
+
+    def step(self, number: int) -> Iterator[tuple[str, str, dict[str, float]]]:
+        """Matrix, lane, and the counts by hand."""
+        parts = [part for part in self.lanes.parts if part.grid]
+        before = [(part.stack.working.clone(), part.grid.scaler.scale.clone()) for part in parts if part.grid]
+        train_step(self.lanes, number)
+        for part, (working, scale) in zip(parts, before, strict=True):
+            assert part.grid is not None
+            tensors = {
+                "working": working,
+                "optimized": self.optimized[id(part.stack)],
+                "drawn": self.transitions[id(part.stack)].after,
+                "gradient": part.stack.gradient,
+                "next_working": part.stack.working,
+            }
+            for i, matrix in enumerate(part.stack.names):
+                for lane, key in enumerate(self.lanes.keys):
+                    s = {name: tensor[i, lane].flatten().tolist() for name, tensor in tensors.items()}
+                    scales = scale[i, lane].item(), part.grid.scaler.scale[i, lane].item()
+                    yield matrix, key, self.hands[matrix, key].step(s, *scales)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "grid"])
+@pytest.mark.parametrize("format", FP8_FORMATS, ids=lambda format: format.name)
+def test_ten_steps_are_counted_as_by_hand(format: FP8Format, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(format, optimizer, monkeypatch)
+    totals = dict.fromkeys(DISCRETE, 0.0)
+    for step in range(1, 11):
+        expected = {(matrix, key): counts for matrix, key, counts in watched.step(step)}
+        rows = watched.lanes.recorder.rows({}).layers
+        assert len(expected) == len(rows["step"])
+        for i, place in enumerate(zip(rows["matrix"], rows["key"], strict=True)):
+            for name in DISCRETE:
+                np.testing.assert_allclose(
+                    rows[name][i], expected[place][name], rtol=1e-6, atol=1e-12, err_msg=f"{step} {place} {name}"
+                )
+                totals[name] += np.nan_to_num(expected[place][name])
+    assert all(totals[name] for name in ("updates", "flips", "oscillations", "rung_distance"))
+    if optimizer == "adamw":
+        assert totals["rescale_flips"]
+
+
+def stack_and_grid(format: str = "E4M3", lanes: int = 1) -> tuple[Stack, WeightGrid]:
+    configs = [small(format=format) for _ in range(lanes)]
+    stack = Stack(["w"], {"w": torch.ones(lanes, 1, 1)}, torch.device("cpu"))
+    return stack, WeightGrid(stack, [FORMAT_REGISTRY[format]] * lanes, [0], configs)
+
+
+def rungs(value: int) -> Tensor:
+    return torch.tensor([[[[value]]]], dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("path", "reversals"),
+    [
+        ([0, 1, 2, 3], [0, 0, 0]),
+        ([0, 1, 0, 1], [0, 1, 1]),
+        ([0, 1, 1, 1, 0], [0, 0, 0, 1]),
+        ([5, 3, 3, 9, 8], [0, 0, 1, 1]),
+        ([0, -1, -1, -2], [0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_an_oscillation_is_a_flip_against_the_last_flip_however_long_ago(path: list[int], reversals: list[int]) -> None:
+    """The definition of arXiv 2203.11086, section 2.2."""
+    stack, grid = stack_and_grid()
+    observer = FlipObserver(stack, grid)
+    found = []
+    for old, new in zip(path[:-1], path[1:], strict=True):
+        t = Transition(rungs(old), rungs(new), rungs(new), rungs(new).float(), torch.ones(1, 1))
+        found.append(observer.observe(t, torch.ones(1, 1, 1, 1))["oscillations"].item())
+    assert found == reversals
+
+
+def test_a_rescaled_code_is_no_flip_and_turns_no_direction() -> None:
+    stack, grid = stack_and_grid()
+    observer, found = FlipObserver(stack, grid), []
+    for before, after, settled in ((8, 9, 1), (1, 2, 2), (2, 2, 10), (10, 9, 9)):
+        t = Transition(rungs(before), rungs(after), rungs(settled), rungs(after).float(), torch.ones(1, 1))
+        row = observer.observe(t, torch.ones(1, 1, 1, 1))
+        found.append(tuple(row[name].item() for name in ("flips", "rescale_flips", "oscillations")))
+    assert found == [(1, 1, 0), (1, 0, 0), (0, 1, 0), (1, 0, 1)]
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_have_no_counts(lost: float) -> None:
+    stack, grid = stack_and_grid(lanes=2)
+    observer = FlipObserver(stack, grid)
+    for step in (1, 2):
+        stack.stored[:, 0] = lost
+        stack.stored[:, 1] *= 1.5
+        row = observer.observe(grid.settle(stack, step), torch.ones_like(stack.stored))
+        for name in DISCRETE:
+            assert math.isnan(row[name][0, 0].item()), name
+            assert math.isfinite(row[name][0, 1].item()), name
