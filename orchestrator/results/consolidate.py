@@ -100,7 +100,10 @@ def consolidate(store: Store) -> ConsolidateReport:
             ends[lane.pack].append(lane)
     for table in CHUNK_TABLES:
         packs = {pack for name, pack in found if name == table} | (set(ends) if table == "events" else set())
+        present = {pack for _, pack in found}
         for pack in sorted(packs):
+            if pack not in present and store.exists(_dataset_path(table, pack)):
+                continue
             work.update(table, pack, found.get((table, pack), {}), ends[pack] if table == "events" else [])
     steps = work.read_steps(found)
     work.write_if_changed(TRIALS_PATH, encode_table(trials_table(plan, state, steps)))

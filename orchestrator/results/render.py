@@ -15,12 +15,19 @@ def render(matrix: Matrix) -> Group:
     """Rows down, columns across; each cell the mean, its interval, and how its trials ended where not completed."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(Text(matrix.row_parameter), overflow="fold")
-    for column in matrix.columns:
+    columns = [column for column in matrix.columns if not _left_out(matrix, column)]
+    for column in columns:
         table.add_column(Text("\n".join(column) or matrix.metric), overflow="fold")
     for row in matrix.rows:
-        cells = [matrix.cells.get((row, column)) for column in matrix.columns]
+        cells = [matrix.cells.get((row, column)) for column in columns]
         table.add_row(Text(row), *map(_text, cells))
     return Group(table, Text(_caption(matrix)))
+
+
+def _left_out(matrix: Matrix, column: tuple[str, ...]) -> bool:
+    """Whether every cell of a column was excluded: it is named below the table instead."""
+    cells = [matrix.cells.get((row, column)) for row in matrix.rows]
+    return all(cell is None or cell.excluded is not None for cell in cells)
 
 
 def _text(cell: Cell | None) -> Text:
@@ -56,6 +63,8 @@ def _caption(matrix: Matrix) -> str:
     ]
     if matrix.nuisance_parameters:
         lines.append(f"Chosen in each cell: {', '.join(matrix.nuisance_parameters)}.")
+    if left_out := [" ".join(column) for column in matrix.columns if _left_out(matrix, column)]:
+        lines.append(f"Excluded for every {matrix.row_parameter}: {', '.join(left_out)}.")
     if matrix.fixed:
         lines.append(f"Everywhere: {', '.join(f'{name} {value}' for name, value in matrix.fixed.items())}.")
     return "\n".join(lines)

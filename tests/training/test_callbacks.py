@@ -1,6 +1,7 @@
 """Observers: flips against a count by hand, and rank warnings against planted declines."""
 
 import bisect
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -266,7 +267,8 @@ def test_ten_steps_are_counted_as_by_hand(format: FP8Format, optimizer: str, mon
                 )
                 totals[name] += np.nan_to_num(expected[place][name])
     assert all(totals[name] for name in ("updates", "flips", "oscillations", "rung_distance"))
-    if optimizer == "adamw":
+    # E6M1 and E7M0 reach so far that their scales stay at the floor.
+    if optimizer == "adamw" and format.exponent_bits < 6:
         assert totals["rescale_flips"]
 
 
@@ -296,7 +298,7 @@ def test_an_oscillation_is_a_flip_against_the_last_flip_however_long_ago(path: l
     stack, grid = stack_and_grid()
     observer = FlipObserver(stack, grid)
     found = []
-    for old, new in zip(path[:-1], path[1:], strict=True):
+    for old, new in itertools.pairwise(path):
         t = Transition(rungs(old), rungs(new), rungs(new), rungs(new).float(), torch.ones(1, 1))
         found.append(observer.observe(t, torch.ones(1, 1, 1, 1))["oscillations"].item())
     assert found == reversals
