@@ -8,9 +8,10 @@ from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
 from orchestrator.results.store import Store, validate_name
-from orchestrator.space import SweepSpec
+from orchestrator.space import SweepSpec, dump_yaml
 
-PLAN = "plan.json"
+#: The search space as it was resolved, a file to sweep again; and the trials it gave.
+SPACE, PLAN = "sweep.yaml", "plan.json"
 
 
 class RunFolderError(ValueError):
@@ -83,6 +84,7 @@ def claim(plan: Plan, store: Store) -> SweepState:
                 f"{plan.spec_hash}): give this one another --name, or delete that folder"
             )
     else:
+        store.write_bytes(SPACE, dump_yaml(plan.spec.to_dict()).encode())
         store.write_bytes(PLAN, json.dumps(plan.to_dict(), indent=1).encode())
     state = SweepState.from_records(plan.to_dict(), Journal(store).read())
     if state.driver_alive:

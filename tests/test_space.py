@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from altgrad.training.config import LANE_FIELDS
-from orchestrator.space import SpaceError, SweepSpec, load_space
+from orchestrator.space import SpaceError, SweepSpec, dump_yaml, load_space
 
 Write = Callable[[str], Path]
 ROOT = Path(__file__).parents[1]
@@ -467,3 +467,10 @@ def test_reading_a_space_needs_neither_torch_nor_ray_nor_pyarrow() -> None:
     code = "import sys, orchestrator.plan; print({'torch', 'ray', 'pyarrow', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_space_written_as_it_was_resolved_loads_as_the_same(path: Path, tmp_path: Path) -> None:
+    spec = load_space(path)
+    (tmp_path / "sweep.yaml").write_text(dump_yaml(spec.to_dict()))
+    assert load_space(tmp_path / "sweep.yaml") == spec

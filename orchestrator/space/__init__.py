@@ -10,7 +10,7 @@ from orchestrator.space.spec import (
     SweepSpec,
     WandbConfig,
 )
-from orchestrator.space.yaml_source import SpaceError, SpaceProblem
+from orchestrator.space.yaml_source import SpaceError, SpaceProblem, dump_yaml
 
 __all__ = [
     "EarlyTerminate",
@@ -22,5 +22,6 @@ __all__ = [
     "SpaceProblem",
     "SweepSpec",
     "WandbConfig",
+    "dump_yaml",
     "load_space",
 ]

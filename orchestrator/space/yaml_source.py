@@ -1,5 +1,7 @@
 """YAML 1.2 as plain data in which every key and value still knows its line."""
 
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -93,6 +95,17 @@ class Source:
         here[path[-1]] = value
         self.places = {known: at for known, at in self.places.items() if known[: len(path)] != path}
         self.places[path] = place
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Plain data as one YAML 1.2 document, keys in their order."""
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.default_flow_style = None
+    yaml.width = 120
+    yaml.dump(dict(data), text)
+    return text.getvalue()
 
 
 def parse_yaml(text: str, name: str) -> Source:

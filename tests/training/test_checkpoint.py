@@ -9,9 +9,13 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from small_runs import run, small
 
 from altgrad.training import checkpoint as module
 from altgrad.training.checkpoint import Checkpoint, CheckpointError, from_files, read, to_files, write
+from altgrad.training.config import ModelConfig, RunConfig
+from altgrad.training.data import Corpus
+from altgrad.training.lanes import Lanes
 
 TENSORS, FACTS = "state.safetensors", "checkpoint.json"
 
@@ -130,6 +134,41 @@ def test_writing_again_replaces_and_leaves_nothing_aside(tmp_path: Path) -> None
     assert write(tmp_path, example()) == folder
     assert read(folder).step == 40
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("report", "interval", "saved"),
+    [
+        (10, 20, [20, 40]),
+        (10, 10, [10, 20, 30, 40]),
+        (10, 5, [10, 20, 30, 40]),
+        (20, 30, [40]),
+        (7, 20, [21, 42]),
+        (10, 0, []),
+    ],
+)
+def test_checkpoints_are_taken_at_the_first_report_after_each_interval_and_not_at_the_end(
+    report: int, interval: int, saved: list[int], corpus: Corpus
+) -> None:
+    found: list[Checkpoint] = []
+    run([small(report_interval=report, checkpoint_interval=interval)], corpus, save=found.append)
+    assert [checkpoint.step for checkpoint in found] == saved
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"format": "fp32"}, "lacks"), ({"model": ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)}, "shapes")],
+)
+def test_the_state_of_another_program_is_refused(change: dict, message: str, corpus: Corpus) -> None:
+    def program(*configs: RunConfig) -> Lanes:
+        by_key = {f"lane{i}": config for i, config in enumerate(configs)}
+        return Lanes(list(by_key), by_key, corpus, torch.device("cpu"))
+
+    own = program(small())
+    with pytest.raises(ValueError, match=f"the state of another program.*{message}"):
+        own.load(program(small(**change)).tensors())
+    with pytest.raises(ValueError, match="unlike shapes"):
+        program(small(), small(seed=1)).load(own.tensors())
 
 
 class Bomb:
