@@ -304,6 +304,17 @@ def test_an_oscillation_is_a_flip_against_the_last_flip_however_long_ago(path: l
     assert found == reversals
 
 
+def test_momentum_alone_can_flip_but_only_flips_of_updated_weights_count_against_a_stall() -> None:
+    configs = [small()]
+    stack = Stack(["w"], {"w": torch.ones(1, 1, 4)}, torch.device("cpu"))
+    observer = FlipObserver(stack, WeightGrid(stack, [FORMAT_REGISTRY["E4M3"]], [0], configs))
+    before, after = (torch.tensor([[[row]]], dtype=torch.int8) for row in ([1, 2, 3, 4], [2, 5, 3, 5]))
+    gradient = torch.tensor([[[[0.0, 0.0, 1.0, -1.0]]]])
+    row = observer.observe(Transition(before, after, after, after.float(), torch.ones(1, 1)), gradient)
+    found = {name: row[name].item() for name in ("updates", "flips", "stall_ratio", "rung_distance")}
+    assert found == {"updates": 2, "flips": 3, "stall_ratio": 0.5, "rung_distance": 5 / 3}
+
+
 def test_a_rescaled_code_is_no_flip_and_turns_no_direction() -> None:
     stack, grid = stack_and_grid()
     observer, found = FlipObserver(stack, grid), []

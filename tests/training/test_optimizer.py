@@ -450,6 +450,19 @@ class TestLaneTrainer:
         )
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
+    @pytest.mark.parametrize("precondition", ["gradient", "update"])
+    def test_a_float32_lane_beside_a_quantized_one_knows_no_spacing(self, precondition: str, corpus: Corpus) -> None:
+        shared = {"optimizer": "manifold_adamw", "precondition": precondition, "warmup_steps": 0}
+        configs = {"a": small(format="E4M3", **shared), "b": small(format="fp32", **shared)}
+        lanes = Lanes(list(configs), configs, corpus, torch.device("cpu"))
+        part = next(part for part in lanes.parts if part.grid)
+        theirs = part.stack.stored[:, 1].clone().requires_grad_()
+        theirs.grad = torch.full_like(theirs, 1e-5)
+        torch.optim.AdamW([theirs], lr=LaneNumbers(lanes.configs, 1, lanes.device).lr[1], weight_decay=0.1).step()
+        part.stack.gradient.fill_(1e-5)
+        part.optimizer.step(part.stack, LaneNumbers(lanes.configs, 1, lanes.device), 1)
+        torch.testing.assert_close(part.stack.stored[:, 1], theirs.detach(), rtol=1e-5, atol=1e-7)
+
     @pytest.mark.parametrize("velocity", [3.0, -2.0, 0.4, -1.3])
     def test_grid_moves_as_many_rungs_as_the_public_one(self, velocity: float, corpus: Corpus) -> None:
         """Whole velocities move both alike; others in distribution, each lane and class with its own random numbers."""
