@@ -23,10 +23,10 @@ from altgrad.quantization.formats import FORMAT_REGISTRY
 from altgrad.quantization.kernels import round_nearest
 from altgrad.training.config import ModelConfig, RunConfig
 from altgrad.training.data import Batches, Corpus, load_corpus
+from altgrad.training.lane_optimizer import LaneNumbers, schedule
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
 from altgrad.training.model import initial_parameters
-from altgrad.training.optimizer import LaneNumbers, schedule
 from altgrad.training.precision import Flow, WeightGrid, layer_formats
 from altgrad.training.weights import Stack, lane_sum, per_lane
 from benchmarks.plain_gpt import PlainGPT

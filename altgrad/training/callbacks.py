@@ -9,7 +9,7 @@ from torch import Tensor
 
 from altgrad.quantization.diagnostics import is_update
 from altgrad.quantization.kernels import uniform_bits
-from altgrad.quantization.rank_health import RankTrendDetector, power_iteration, spectral_stats
+from altgrad.quantization.rank_health import RankHealthMonitor, RankTrendDetector, power_iteration, spectral_stats
 from altgrad.training.config import RankConfig
 from altgrad.training.metrics import discrete_metrics
 from altgrad.training.precision import Transition, WeightGrid
@@ -98,14 +98,17 @@ class RankWatch:
         """``aliases``: further names of matrices, so that a tied head is watched as a head."""
         self._config = config
         self._aliases = dict(aliases or {})
+        self._thresholds = RankHealthMonitor(
+            warn_threshold=config.warn_threshold,
+            critical_layers=list(config.critical_layers),
+            critical_threshold_multiplier=config.critical_multiplier,
+        )
         self._detectors: dict[str, RankTrendDetector] = {}
         self._initial: dict[str, float] = {}
 
     def threshold(self, matrix: str) -> float:
         """The share of its reference that a matrix may lose."""
-        names = self._aliases.get(matrix, (matrix,))
-        critical = any(part in name for part in self._config.critical_layers for name in names)
-        return self._config.warn_threshold * (self._config.critical_multiplier if critical else 1.0)
+        return min(map(self._thresholds.get_threshold_for_layer, self._aliases.get(matrix, (matrix,))))
 
     def check(
         self, step: int, ranks: Mapping[str, float], control: Mapping[str, float] | None = None

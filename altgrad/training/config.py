@@ -98,7 +98,7 @@ class RunConfig:
     layers: str | tuple[LayerRule, ...] = "all"
     #: Which tensors of those matrices are quantized.
     tensors: tuple[str, ...] = ("weights", "activations")
-    #: Format of gradients where ``tensors`` names them.
+    #: Format of gradients where ``tensors`` names them; matrices in a wide format have theirs in the same.
     gradient_format: str = "E5M2"
     #: How a tensor is fitted to its format's range.
     scaling: Literal["power_of_two", "amax", "none"] = "power_of_two"

@@ -12,9 +12,9 @@ from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
 from altgrad.training.callbacks import FlipObserver, RankObserver
 from altgrad.training.config import LANE_FIELDS, ConfigError, Problem, RunConfig
 from altgrad.training.data import Batches, Corpus
+from altgrad.training.lane_optimizer import LaneOptimizer
 from altgrad.training.metrics import Recorder
 from altgrad.training.model import cross_entropy, forward, initial_parameters
-from altgrad.training.optimizer import LaneOptimizer
 from altgrad.training.precision import Flow, WeightGrid, layer_formats
 from altgrad.training.weights import Stack
 
@@ -94,10 +94,7 @@ class Lanes:
         full = [FORMAT_REGISTRY["fp32"]] * len(self.configs)
         entering = [full if name == "wpe" else lanes for name, lanes in formats.items()]
         leaving = [
-            [
-                f if f.is_identity else FORMAT_REGISTRY[c.gradient_format]
-                for f, c in zip(lanes, self.configs, strict=True)
-            ]
+            [FORMAT_REGISTRY[c.gradient_format] if f.bits == 8 else f for f, c in zip(lanes, self.configs, strict=True)]
             for lanes in entering
         ]
         kinds = self.config.tensors

@@ -12,9 +12,9 @@ from altgrad.training.callbacks import SPECTRA
 from altgrad.training.checkpoint import Checkpoint
 from altgrad.training.config import RunConfig
 from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.lane_optimizer import LaneNumbers
 from altgrad.training.lanes import Lanes, Part
 from altgrad.training.metrics import DISCRETE, Rows
-from altgrad.training.optimizer import LaneNumbers
 from altgrad.training.weights import lane_sum, per_lane
 
 #: Hears of every report: (step, rows since the last one) -> keys of lanes that end here, or None.

@@ -7,7 +7,8 @@ import torch
 
 from altgrad.quantization.formats import FORMAT_REGISTRY
 from altgrad.training.config import RunConfig
-from altgrad.training.optimizer import OPTIMIZERS, LaneNumbers, LaneOptimizer
+from altgrad.training.lane_optimizer import LaneNumbers, LaneOptimizer
+from altgrad.training.optimizer import OPTIMIZERS
 from altgrad.training.precision import WeightGrid
 from altgrad.training.weights import Stack
 

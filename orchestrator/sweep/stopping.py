@@ -61,7 +61,7 @@ class LaneReport:
     """What a lane says of itself at a report."""
 
     step: int
-    #: The last training loss; may be NaN or infinite.
+    #: The last training loss, or one since the last report that was NaN or infinite.
     loss: float
     #: None where no validation was due.
     val_loss: float | None

@@ -48,7 +48,7 @@ class LaneJudge:
         stalls = steps["stall_ratio"][~np.isnan(steps["stall_ratio"])]
         report = LaneReport(
             step=step,
-            loss=float(steps["loss"][-1]),
+            loss=_worst(steps["loss"]),
             val_loss=float(steps["val_loss"][-1]),
             stall_ratio=float(stalls.mean()) if len(stalls) else None,
             rank_checks=tuple(self._decided_checks()),
@@ -73,6 +73,12 @@ class LaneJudge:
         self._ranks.restore(state["ranks"])
         self._watch = LaneWatch.from_state(self._policy, state["watch"])
         self._waiting = [(step, dict(ranks)) for step, ranks in state["waiting"]]
+
+
+def _worst(losses: np.ndarray) -> float:
+    """The last loss, or the first that is no number: one step without a loss is the end, whatever comes after."""
+    lost = losses[~np.isfinite(losses)]
+    return float(lost[0] if len(lost) else losses[-1])
 
 
 def lane_rows(rows: Rows, key: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

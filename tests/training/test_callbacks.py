@@ -19,10 +19,10 @@ from altgrad.quantization.formats import FORMAT_REGISTRY, FP8_FORMATS, FP8Format
 from altgrad.training.callbacks import FlipObserver, RankAlarm, RankWatch
 from altgrad.training.config import ModelConfig, RankConfig
 from altgrad.training.data import Corpus
+from altgrad.training.lane_optimizer import LaneOptimizer
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
 from altgrad.training.metrics import DISCRETE
-from altgrad.training.optimizer import LaneOptimizer
 from altgrad.training.precision import Transition, WeightGrid
 from altgrad.training.weights import Stack
 

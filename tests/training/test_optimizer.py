@@ -15,17 +15,16 @@ from torch import Tensor
 from altgrad.quantization.formats import E4M3, E5M2, FORMAT_REGISTRY, FP8Format
 from altgrad.training.config import LayerRule, RunConfig
 from altgrad.training.data import Corpus
+from altgrad.training.lane_optimizer import LaneNumbers, schedule
 from altgrad.training.lanes import Lanes, Part
 from altgrad.training.optimizer import (
     AdamNumbers,
     AdamW,
     GridOptim,
-    LaneNumbers,
     ManifoldAdamW,
     adam_numbers,
     adamw_,
     grid_rungs_,
-    schedule,
 )
 
 SHAPES = [(1,), (7,), (3, 5), (2, 3, 4)]

@@ -9,8 +9,8 @@ from small_runs import SMALL, lane_rows, run, small
 
 from altgrad.training.config import ModelConfig
 from altgrad.training.data import Batches, Corpus
+from altgrad.training.lane_optimizer import schedule
 from altgrad.training.model import initial_parameters
-from altgrad.training.optimizer import schedule
 from benchmarks.plain_gpt import PlainGPT
 
 UNTIED = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, bias=True, tied_head=False)
