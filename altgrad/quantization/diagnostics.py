@@ -59,7 +59,8 @@ def detect_bit_stall(
 
 def is_update(grad: Tensor) -> Tensor:
     """Which elements are meant to move, as booleans."""
-    return grad.detach().abs() > UPDATE_THRESHOLD
+    # On CPUs PyTorch compares with SIMD only where the result is as wide as the operands.
+    return grad.detach().abs().gt_(UPDATE_THRESHOLD).to(torch.bool)
 
 
 class BitStallDetector:

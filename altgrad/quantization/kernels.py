@@ -79,6 +79,11 @@ def _magic(v: Tensor, n: FormatNumbers) -> Tensor:
     return ((_binade(v, n) + n.magic_shift) | n.magic_half).view(torch.float32)
 
 
+def _clamped(v: Tensor, n: FormatNumbers) -> Tensor:
+    """The values within the format's range; NaN stays NaN. Not ``clamp``: with tensors as bounds it is no SIMD loop."""
+    return torch.minimum(torch.maximum(v, -n.max_value), n.max_value)
+
+
 def _lower(v: Tensor, n: FormatNumbers) -> Tensor | float:
     """A power of two for each value that keeps c finite; multiplying and dividing by it is exact.
 
@@ -89,7 +94,7 @@ def _lower(v: Tensor, n: FormatNumbers) -> Tensor | float:
 
 def round_nearest(v: Tensor, n: FormatNumbers) -> Tensor:
     """Round float32 values (already divided by the scale) to the nearest on the grid; NaN stays NaN."""
-    v = v.clamp(-n.max_value, n.max_value)
+    v = _clamped(v, n)
     if not n.tall:
         c = _magic(v, n)
         return (v + c) - c
@@ -107,7 +112,7 @@ def round_stochastic(v: Tensor, n: FormatNumbers, uniform: Tensor) -> Tensor:
         n: the format's numbers.
         uniform: random numbers in [0, 1), multiples of 2**-24, of the shape of ``v``.
     """
-    v = v.clamp(-n.max_value, n.max_value)
+    v = _clamped(v, n)
     down = _lower(v, n)
     v = v * down
     c = _magic(v, n)
@@ -119,7 +124,7 @@ def round_stochastic(v: Tensor, n: FormatNumbers, uniform: Tensor) -> Tensor:
 
 def value_to_rung(q: Tensor, n: FormatNumbers) -> Tensor:
     """The signed code (int32) of values that lie on the grid; 0 for both zeros. Undefined for NaN and float32 lanes."""
-    low = q * _lower(q, n)
+    low = q * _lower(q, n) if n.tall else q
     c = _magic(low, n)
     significand = (low + c).view(torch.int32) - c.view(torch.int32)
     binade = ((_binade(q, n) - n.min_exponent) >> 23) << n.mantissa_bits

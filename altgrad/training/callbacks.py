@@ -29,9 +29,11 @@ class FlipObserver:
 
     def observe(self, transition: Transition, gradient: Tensor) -> dict[str, Tensor]:
         """Columns of one step, float64 ``(n, L)``; NaN for lanes whose weights have no codes or are not finite."""
-        direction = torch.sign(transition.after.to(torch.int32) - transition.before.to(torch.int32)).to(torch.int8)
-        metrics = discrete_metrics(transition, is_update(gradient), self._numbers, direction * self.direction == -1)
-        self.direction = torch.where(direction != 0, direction, self.direction)
+        before, after = transition.before, transition.after
+        direction = (after > before).to(torch.int8) - (after < before).to(torch.int8)
+        reversed_ = (direction * self.direction).eq_(-1).to(torch.bool)
+        metrics = discrete_metrics(transition, is_update(gradient), self._numbers, reversed_)
+        self.direction.mul_(after == before).add_(direction)
         undefined = torch.where(transition.amax.isfinite(), self.undefined, torch.nan)
         return {name: values + undefined for name, values in metrics.items()}
 

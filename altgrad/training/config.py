@@ -34,6 +34,10 @@ class ConfigError(ValueError):
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
 
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[Problem]]]:
+        """By its problems and not by its message, so that it arrives whole from another process."""
+        return ConfigError, (self.problems,)
+
 
 class CorpusError(ValueError):
     """A corpus that cannot be read or is too small."""

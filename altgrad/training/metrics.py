@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from altgrad.quantization.kernels import FormatNumbers
 from altgrad.quantization.rank_health import RankHealthMonitor
 from altgrad.training.precision import Transition
-from altgrad.training.weights import count, lane_sum
+from altgrad.training.weights import count
 
 #: Columns of `discrete_metrics`.
 DISCRETE = (
@@ -35,20 +35,21 @@ def discrete_metrics(t: Transition, updated: Tensor, numbers: FormatNumbers, rev
         numbers: of the lanes' formats.
         reversed_: elements whose flip undid the direction of their last one.
     """
-    moved = (t.after.to(torch.int32) - t.before.to(torch.int32)).abs()
-    flipped = moved != 0
+    wide = torch.int16 if t.after.dtype == torch.int8 else torch.int32
+    moved = (t.after.to(wide) - t.before.to(wide)).abs_()
+    flipped = t.after != t.before
     flips, updates, both = count(flipped), count(updated), count(flipped & updated)
     size = float(moved[0, 0].numel())
-    lost = (t.after == 0) & (t.unrounded != 0)
+    at_end = t.after.abs().ge_(numbers.max_rung.to(t.after.dtype))
     return {
         "updates": updates,
         "flips": flips,
         "stall_ratio": torch.where(updates > 0, 1 - both / updates, 0.0),
-        "rescale_flips": count(t.settled != t.after),
+        "rescale_flips": torch.zeros_like(flips) if t.settled is t.after else count(t.settled != t.after),
         "oscillations": count(reversed_),
-        "rung_distance": lane_sum(moved.to(torch.float32)) / flips,
-        "weight_saturated": count(t.after.abs() >= numbers.max_rung) / size,
-        "weight_underflowed": count(lost) / size,
+        "rung_distance": count(moved) / flips,
+        "weight_saturated": count(at_end) / size,
+        "weight_underflowed": (count(t.unrounded.to(torch.bool)) - count(t.after.to(torch.bool))) / size,
     }
 
 

@@ -267,7 +267,8 @@ class Flow:
         q = round_nearest(v, numbers)
         if self._training:
             size = float(x[0].numel())
-            at_end, lost = q.abs() >= numbers.max_value, (q == 0) & (v != 0)
-            self.saturated[row] = count(at_end.unsqueeze(0))[0] / size + self._undefined[row]
-            self.underflowed[row] = count(lost.unsqueeze(0))[0] / size + self._undefined[row]
+            at_end = q.abs().ge_(numbers.max_value).to(torch.bool)
+            lost = count(v.to(torch.bool)) - count(q.to(torch.bool))
+            self.saturated[row] = count(at_end) / size + self._undefined[row]
+            self.underflowed[row] = lost / size + self._undefined[row]
         return q * scale

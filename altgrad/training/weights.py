@@ -65,5 +65,5 @@ def lane_sum(x: Tensor) -> Tensor:
 
 
 def count(mask: Tensor) -> Tensor:
-    """How many elements are true: ``(n, L, *shape)`` to float64 ``(n, L)``."""
-    return lane_sum(mask.to(torch.float32))
+    """How many elements of a matrix are true: ``(..., in, out)`` to float64 ``(...)``."""
+    return mask.sum(-1, dtype=torch.int32).sum(-1, dtype=torch.float64)
