@@ -5,17 +5,20 @@ so that help is there at once.
 """
 
 import json
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
+import altgrad
 from altgrad.training.config import ConfigError, CorpusError
 from orchestrator.space import SpaceError
 
@@ -26,14 +29,36 @@ if TYPE_CHECKING:
     from orchestrator.sweep.progress import Progress
 
 OK, USAGE, FAILED_TRIALS, ENVIRONMENT, INTEGRITY = 0, 2, 3, 4, 5
+#: More characters than any table is wide.
+_WIDEST = 100_000
 
 app = App(
     name="altgrad",
     help="Which 8-bit number format trains a GPT best, and where and why do the others fail?",
+    version=altgrad.__version__,
     version_flags=["--version"],
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
-out = Console()
-err = Console(stderr=True)
+
+
+class _Output(Console):
+    """Text as it is: what looks like markup is somebody's data. A reader that has gone ends the command."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Messages(Console):
+    """Goes quiet where nobody listens any more: a sweep does not end for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _discard(sys.stderr)
+
+
+out = _Output(markup=False, emoji=False)
+err = _Messages(stderr=True)
 
 Override = Annotated[str, Parameter(help="key=value: a parameter, a key of the file, or a field of a run.")]
 Json = Annotated[bool, Parameter("--json", help="Print JSON, for scripts.")]
@@ -44,13 +69,27 @@ class UsageError(Exception):
     """Something the person who typed the command can put right."""
 
 
+class IntegrityError(Exception):
+    """Kept data that is not what was written."""
+
+
 def main() -> None:
     """Entry point of the command; exit codes are those of the README."""
     try:
         code = app()
+        sys.stdout.flush()
     except (SpaceError, ConfigError, CorpusError, UsageError) as error:
         _complain(error)
         code = USAGE
+    except IntegrityError as error:
+        _complain(error)
+        code = INTEGRITY
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        code = 128 + signal.SIGPIPE
+    except OSError as error:
+        _complain(error)
+        code = ENVIRONMENT
     except KeyboardInterrupt:
         _say("interrupted")
         code = 128 + signal.SIGINT
@@ -108,13 +147,11 @@ def sweep(
     """
     with err.status("reading the search space and the corpus"):
         planned = _planned(space, overrides)
-        from orchestrator.run_folder import RunFolderError, claim, run_store
+        from orchestrator.run_folder import claim, run_store
 
-        try:
+        with _folder_trouble():
             store = run_store(name or planned.spec.name, storage)
             state = claim(planned, store)
-        except RunFolderError as error:
-            raise UsageError(str(error)) from error
     for note in planned.spec.notes:
         _say(note)
     return _run(planned, store, state, address)
@@ -128,16 +165,12 @@ def resume(run: Run, /, *, address: Annotated[str | None, Parameter(env_var="RAY
 
     Example: altgrad resume runs/quickstart
     """
-    from orchestrator.plan import Plan
-    from orchestrator.results.journal import load_plan
-    from orchestrator.run_folder import RunFolderError, claim
+    from orchestrator.run_folder import claim, read_plan
 
     store = _opened(run)
-    planned = Plan.from_dict(load_plan(store))
-    try:
+    with _folder_trouble():
+        planned = read_plan(store)
         state = claim(planned, store)
-    except RunFolderError as error:
-        raise UsageError(str(error)) from error
     return _run(planned, store, state, address)
 
 
@@ -170,7 +203,7 @@ def status(run: Run, /, *, as_json: Json = False) -> int:
     if table.row_count:
         out.print(table)
     if state.unfinished and not state.driver_alive:
-        _say(f"go on with: altgrad resume {store.uri}")
+        _say(f"go on with: {_command('resume', store)}")
     return OK
 
 
@@ -217,7 +250,9 @@ def query(run: Run, sql: str, /, *, format: Literal["table", "csv", "json"] = "t
         table = Table(*found.column_names)
         for row in found.to_pylist():
             table.add_row(*map(_shown_value, row.values()))
-        out.print(table)
+        # As wide as its values: a pager or the terminal may wrap it, but nothing is left out.
+        width = out.measure(table, options=out.options.update(width=_WIDEST)).maximum
+        _Output(markup=False, emoji=False, width=width).print(table)
     return OK
 
 
@@ -279,12 +314,22 @@ def _planned(space: Path, overrides: Sequence[str]) -> "Plan":
 
 
 def _opened(run: str) -> "Store":
-    from orchestrator.run_folder import RunFolderError, open_run
+    from orchestrator.run_folder import open_run
+
+    with _folder_trouble():
+        return open_run(run)
+
+
+@contextmanager
+def _folder_trouble() -> Iterator[None]:
+    from orchestrator.run_folder import DamagedRunError, RunFolderError
 
     try:
-        return open_run(run)
+        yield
     except RunFolderError as error:
         raise UsageError(str(error)) from error
+    except DamagedRunError as error:
+        raise IntegrityError(str(error)) from error
 
 
 def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | None) -> int:
@@ -298,37 +343,46 @@ def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | No
     progress = Progress(planned, ended)
     with _shown(progress):
         progress.say("loading PyTorch and Ray")
-        from orchestrator.sweep.tuner import run_sweep
+        from orchestrator.sweep.tuner import SurroundingsError, run_sweep
 
         try:
-            outcome = run_sweep(planned, store, progress, address)
-        except ConnectionError as error:
-            _say(f"cannot reach Ray at {address}: {error}")
+            outcome = run_sweep(planned, store, progress, address or None)
+        except SurroundingsError as error:
+            _complain(error)
             return ENVIRONMENT
         except KeyboardInterrupt:
             _say_how_to_resume(store)
             return 128 + signal.SIGINT
     code = _conclude(store)
+    cells = {pack.pack: pack.cell for pack in planned.packs}
     for pack, why in outcome.failed.items():
-        _say(f"failed: {pack}: {why}")
+        _say(f"failed: {cells[pack]} ({pack}): {why}")
     if outcome.signal is not None:
         _say_how_to_resume(store)
         return 128 + outcome.signal
+    if outcome.failed:
+        _say(f"try them again with: {_command('resume', store)}")
     return FAILED_TRIALS if outcome.failed else code
 
 
 def _say_how_to_resume(store: "Store") -> None:
-    _say(f"interrupted; go on with: altgrad resume {store.uri}")
+    _say(f"interrupted; go on with: {_command('resume', store)}")
+
+
+def _command(name: str, store: "Store") -> str:
+    """A command on a run as a shell takes it."""
+    return f"altgrad {name} {shlex.quote(store.uri)}"
 
 
 @contextmanager
 def _shown(progress: "Progress") -> Iterator[None]:
-    """Draw the progress on a terminal; elsewhere say in a line how each trial ended."""
+    """Draw the progress on a terminal; elsewhere say in a line how each trial ended. Ray's own words go to stderr."""
     from rich.live import Live
 
     if not err.is_terminal:
         progress.echo = _say
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
         return
     with Live(progress, console=err, refresh_per_second=8, transient=True):
         yield
@@ -351,10 +405,10 @@ def _conclude(store: "Store") -> int:
         share = saved.saved / saved.planned
         out.print(f"Stopping saved {saved.saved:,} of {saved.planned:,} steps ({share:.0%}): {by}.")
     out.print("\nNext:")
-    out.print(f"  altgrad matrix {store.uri} --metric stall_ratio", highlight=False)
+    out.print(f"  {_command('matrix', store)} --metric stall_ratio", highlight=False, soft_wrap=True)
     sql = "SELECT format, matrix, avg(stall_ratio) FROM layers GROUP BY ALL ORDER BY 3 DESC LIMIT 10"
-    out.print(f'  altgrad query {store.uri} "{sql}"', highlight=False, soft_wrap=True)
-    out.print(f"  altgrad status {store.uri}", highlight=False)
+    out.print(f'  {_command("query", store)} "{sql}"', highlight=False, soft_wrap=True)
+    out.print(f"  {_command('status', store)}", highlight=False, soft_wrap=True)
     for chunk in report.damaged:
         _say(f"damaged, left out: {chunk}")
     return INTEGRITY if report.damaged else OK
@@ -364,6 +418,11 @@ def _shown_value(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is still to be written go nowhere, or Python complains of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _complain(error: Exception) -> None:

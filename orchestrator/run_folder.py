@@ -1,9 +1,11 @@
 """The folder of one sweep: made once, recognised afterwards."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from altgrad.training.config import CorpusError
 from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
@@ -18,17 +20,55 @@ class RunFolderError(ValueError):
     """A folder that does not hold the sweep that was asked for."""
 
 
+class DamagedRunError(ValueError):
+    """A run's folder whose plan cannot be understood."""
+
+
 def open_run(where: str, runs: str = "runs") -> Store:
     """The store of a sweep that exists: a path or URI of its folder, or its name under ``runs``.
 
     Raises:
         RunFolderError: there is none.
+        DamagedRunError: its plan cannot be understood.
     """
-    for candidate in (where, f"{runs}/{where}"):
-        store = Store.open(candidate)
+    for candidate in (where,) if "://" in where else (where, f"{runs}/{where}"):
+        try:
+            store = Store.open(candidate)
+        except ValueError as error:
+            raise RunFolderError(str(error)) from error
         if store.exists(PLAN):
+            _held(store)
             return store
     raise RunFolderError(f"no sweep in {where!r} (a run's folder holds a {PLAN})")
+
+
+def read_plan(store: Store) -> Plan:
+    """The plan in a run's folder.
+
+    Raises:
+        DamagedRunError: it cannot be understood.
+    """
+    held = _held(store)
+    with _plan_trouble(store):
+        return Plan.from_dict(held)
+
+
+def _held(store: Store) -> dict[str, Any]:
+    """The plan as plain data: enough to read results, also those of a version with other fields."""
+    with _plan_trouble(store):
+        held = load_plan(store)
+        if missing := [key for key in ("spec_hash", "metric", "roles", "packs", "excluded") if key not in held]:
+            raise KeyError(missing[0])
+        return held
+
+
+@contextmanager
+def _plan_trouble(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise DamagedRunError(f"{store.uri}/{PLAN} cannot be understood: {why}") from error
 
 
 def run_store(name: str, runs: str) -> Store:
@@ -55,8 +95,6 @@ def plan_sweep(spec: SweepSpec) -> Plan:
 
     unread = make_plan(spec, {"corpus": "", "hash": "", "tokens": 0, "vocabulary": 0})
     configs = [lane.config for pack in unread.packs for lane in pack.lanes]
-    if len({(config.corpus, config.tokens, config.text_column) for config in configs}) > 1:
-        raise CorpusError("all trials of a sweep train on one corpus: losses on different texts cannot be compared")
     corpus = corpus_of(configs[0])
     for config in configs:
         check_length(corpus, config.model.block_size)
@@ -75,13 +113,19 @@ def claim(plan: Plan, store: Store) -> SweepState:
 
     Raises:
         RunFolderError: it holds another sweep, or another process is running this one.
+        DamagedRunError: the plan it holds cannot be understood.
     """
     if store.exists(PLAN):
-        held = load_plan(store)
+        held = _held(store)
         if held["spec_hash"] != plan.spec_hash:
             raise RunFolderError(
                 f"{store.uri} already holds another sweep (its plan is {held['spec_hash']}, this one is "
                 f"{plan.spec_hash}): give this one another --name, or delete that folder"
+            )
+        if [pack["pack"] for pack in held["packs"]] != [pack.pack for pack in plan.packs]:
+            raise RunFolderError(
+                f"{store.uri} holds the same sweep, laid out by another version of altgrad: go on with "
+                f"altgrad resume {store.uri}, or give this one another --name"
             )
     else:
         store.write_bytes(SPACE, dump_yaml(plan.spec.to_dict()).encode())

@@ -26,7 +26,11 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         source = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise SpaceError([SpaceProblem(Place(str(path)), (), f"cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        raise SpaceError([SpaceProblem(Place(str(path)), (), f"is not UTF-8 text (byte {error.start})")]) from error
     source.check()
+    if not isinstance(source.data, dict | None):
+        raise SpaceError([SpaceProblem(Place(str(path)), (), "holds no keys and values")])
     values = flatten(source.data or {})
     for override in overrides:
         key, sign, text = override.partition("=")
@@ -44,7 +48,12 @@ def train_one(config: RunConfig, rows_file: Path | None, out: Console, err: Cons
 
     Returns:
         False where the loss stopped being a number.
+
+    Raises:
+        FileNotFoundError: there is no folder for ``rows_file``.
     """
+    if rows_file is not None and not rows_file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {rows_file.parent} to keep rows in")
     kept: list[Rows] = []
     healthy = True
 

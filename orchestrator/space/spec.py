@@ -83,7 +83,7 @@ class EarlyTerminate:
 class Resources:
     """What Ray sets aside for each pack; parts of a GPU are allowed."""
 
-    cpu: float = field(default=1.0, metadata={"least": 0})
+    cpu: float = field(default=1.0, metadata={"above": 0})
     gpu: float = field(default=0.0, metadata={"least": 0})
 
 

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 #: Checkpoints kept of each pack: the newest, and one to fall back on.
 KEPT = 2
-_NAME = re.compile(r"(attempt-\d+/checkpoint-(\d+))/checkpoint\.json")
+_NAME = re.compile(r"/attempt-(\d+)/checkpoint-(\d+)/checkpoint\.json$")
 
 
 def save_checkpoint(store: Store, pack: str, attempt: int, checkpoint: Checkpoint) -> None:
@@ -40,7 +40,7 @@ def latest_step(store: Store, pack: str) -> int:
 
 
 def _complete(store: Store, pack: str) -> Iterator[tuple[int, str]]:
-    """Step and folder of every complete checkpoint, newest first."""
-    root = f"packs/{pack}"
-    found = [(int(match[2]), f"{root}/{match[1]}") for path in store.list(root) if (match := _NAME.search(path))]
-    yield from sorted(found, reverse=True)
+    """Step and folder of every complete checkpoint, newest first; of equal steps the latest attempt's."""
+    paths = store.list(f"packs/{pack}")
+    found = [(int(name[2]), int(name[1]), path.rsplit("/", 1)[0]) for path in paths if (name := _NAME.search(path))]
+    yield from ((step, folder) for step, _, folder in sorted(found, reverse=True))

@@ -1,7 +1,10 @@
 """What the driver hears from Ray Tune, written to the journal and shown to the person watching."""
 
 import dataclasses
+import re
+import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -11,6 +14,9 @@ from orchestrator.results.journal import Journal, SweepState
 from orchestrator.sweep.progress import Progress
 from orchestrator.sweep.stopping import Decision
 
+#: Characters of an error in the journal; all of it is in Tune's ``error.txt``.
+_LONGEST_ERROR = 300
+
 
 class SweepObserver(Callback):
     """Turns Tune's callbacks and the scheduler's stops into journal records."""
@@ -19,9 +25,13 @@ class SweepObserver(Callback):
         self._journal, self._progress = journal, progress
         #: Keys of the lanes that have not ended, by pack.
         self._living: dict[str, list[str]] = {pack: [] for pack in state.unfinished}
+        #: Reason and step of every lane's end, by key.
+        self._ends: dict[str, tuple[str, int]] = {}
         for lane in state.lanes.values():
             if lane.status != "finished":
                 self._living[lane.pack].append(lane.key)
+            elif lane.reason is not None and lane.step is not None:
+                self._ends[lane.key] = lane.reason, lane.step
         self._stops: dict[str, Decision] = {}
         #: The last error of every pack that failed and has not been started again.
         self.failed: dict[str, str] = {}
@@ -64,7 +74,7 @@ class SweepObserver(Callback):
         for end in result["ended"]:
             self._end(pack, end)
         if pack in self._stops:
-            for key in list(self._living[pack]):
+            for key in result["alive"]:
                 self._end(pack, {"key": key, **dataclasses.asdict(self._stops[pack])})
 
     def stopped(self, pack: str, decision: Decision) -> None:
@@ -86,7 +96,8 @@ class SweepObserver(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A pack failed and Tune will try again."""
         self._fail(trial)
-        self._progress.left(trial.config["pack"])
+        pack = trial.config["pack"]
+        self._progress.retried(pack, self.failed[pack])
 
     def _fail(self, trial: Trial) -> None:
         pack = trial.config["pack"]
@@ -94,14 +105,25 @@ class SweepObserver(Callback):
         self._journal.append({"event": "pack_failed", "pack": pack, "error": self.failed[pack]})
 
     def _end(self, pack: str, end: Mapping[str, Any]) -> None:
-        if end["key"] in self._living[pack]:
-            self._living[pack].remove(end["key"])
+        """Record an end, once: a pack repeats its own in every report, and a retry comes to the same ones again."""
+        key, found = end["key"], (end["reason"], end["step"])
+        if self._ends.get(key) == found:
+            return
+        self._ends[key] = found
+        if key in self._living[pack]:
+            self._living[pack].remove(key)
         self._journal.append({"event": "lane_ended", "pack": pack, **end})
-        self._progress.ended(end["key"], end["reason"])
+        self._progress.ended(key, end["reason"])
 
 
 def _last_line(trial: Trial) -> str:
-    """The error as one line: the last of its traceback."""
-    error = trial.get_error()
-    lines = str(error).strip().splitlines() if error else []
-    return lines[-1].strip() if lines else "unknown error"
+    """The error as one line: the last of its traceback.
+
+    Read from the driver's own file, because `Trial.get_error` looks where Tune copies that file to some seconds later.
+    """
+    path = Path(trial.error_file or "")
+    lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
+    if not lines:
+        return "unknown error"
+    without_modules = re.sub(r"^(\w+\.)+(?=\w+(: |$))", "", lines[-1].strip())
+    return textwrap.shorten(without_modules, _LONGEST_ERROR, placeholder=" ...")

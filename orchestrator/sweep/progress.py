@@ -49,13 +49,15 @@ class Progress:
     def started(self, pack: str) -> None:
         """A pack was placed on a worker."""
         self._running[pack] = {"step": 0}
-        self._first = self._first or time.monotonic()
+        if self._first is None:
+            self._first = time.monotonic()
 
     def reported(self, pack: str, result: Mapping[str, Any]) -> None:
-        """A pack reported: ``step``, and the metric where a lane lives."""
+        """A pack reported: ``step``, the step its attempt was ``resumed_at``, and the metric where a lane lives."""
         self._running[pack] = result
         step = int(result["step"])
-        self._steps_done += max(0, step - self._seen_steps[pack]) * int(result.get("lanes") or 1)
+        before = max(self._seen_steps[pack], int(result["resumed_at"]))
+        self._steps_done += max(0, step - before) * int(result.get("lanes") or 1)
         self._seen_steps[pack] = step
         for rung, reached in self._rungs.items():
             if step >= rung:
@@ -79,6 +81,12 @@ class Progress:
     def left(self, pack: str) -> None:
         """A pack no longer runs."""
         self._running.pop(pack, None)
+
+    def retried(self, pack: str, why: str) -> None:
+        """A pack failed and waits for its next attempt."""
+        self.left(pack)
+        if self.echo:
+            self.echo(f"to be tried again  {_label(self._packs[pack])}: {why}")
 
     def counts(self) -> dict[str, int]:
         """Trials by state, in the order of their life."""
@@ -104,7 +112,7 @@ class Progress:
     def __rich__(self) -> RenderableType:
         total, done = len(self._keys), len(self._ended)
         left = self.seconds_left()
-        eta = f"about {_clock(left)} left" if left is not None else self._note
+        eta = f"about {_clock(left)} left" if left and self._running else self._note
         head = Text.assemble((self._name, "bold"), f"  {_clock(time.monotonic() - self._began)}, {eta}")
         states = "  ".join(f"{n} {state}" for state, n in self.counts().items())
         rows = Table.grid(padding=(0, 2))
@@ -126,8 +134,9 @@ class Progress:
             result, pack = self._running[name], self._packs[name]
             value = result.get(self._metric.name)
             number = f"  {self._metric.name} {value:.4f}" if value is not None else ""
-            warned = f"  {result['warnings']} rank warnings" if result.get("warnings") else ""
-            yield Text(f"{_label(pack)}  {result['step']}/{pack.lanes[0].config.steps}{number}{warned}", no_wrap=True)
+            warned = f"  rank warnings {result['warnings']}" if result.get("warnings") else ""
+            # The name comes last: it may be long, and a narrow terminal cuts what is last.
+            yield Text(f"{result['step']}/{pack.lanes[0].config.steps}{number}{warned}  {_label(pack)}", no_wrap=True)
         if len(self._running) > most:
             yield Text(f"and {len(self._running) - most} more")
 

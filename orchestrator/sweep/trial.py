@@ -90,7 +90,11 @@ class PackRun:
         self._writer = ChunkWriter(store, self._pack, self._attempt)
         self._metric = plan["metric"]["name"]
         self._started = time.monotonic()
-        self._halving = Halving(plan, pack, lanes, done=resume.step if resume else 0)
+        #: Steps done before this attempt.
+        self._done = resume.step if resume else 0
+        #: Ends of lanes, as records: those that the checkpoint remembers, for a journal that lost them, and later ones.
+        self._ended: list[dict[str, Any]] = list(resume.extra.get("ended", ())) if resume else []
+        self._halving = Halving(plan, pack, lanes, self._done)
         rules = plan["space"]["early_terminate"]
         policy = LanePolicy(**{field.name: rules[field.name] for field in dataclasses.fields(LanePolicy)})
         control = _control(store, plan, pack)
@@ -114,7 +118,7 @@ class PackRun:
         last = step == next(iter(self._lanes.values())).steps
         ended = {key: v.decision for key, v in verdicts.items() if v.decision and (not last or v.diverged)}
         values = {key: getattr(v.report, self._metric) for key, v in verdicts.items() if key not in ended}
-        ended |= self._halving.drop(step, values)
+        ended |= {} if last else self._halving.drop(step, values)
         self._judges = {key: judge for key, judge in self._judges.items() if key not in ended}
         for key, verdict in verdicts.items():
             self._keep_events(key, verdict._replace(decision=ended.get(key)))
@@ -125,13 +129,16 @@ class PackRun:
         for end in ends:
             of = verdicts[end["key"]].report
             self._tracker.finish(end["key"], end["reason"], {"step": step, "loss": of.loss, "val_loss": of.val_loss})
+        self._ended += ends
         result: dict[str, Any] = {
             "step": step,
+            "resumed_at": self._done,
             "attempt": self._attempt,
             "seconds": time.monotonic() - self._started,
             "lanes": len(living),
             "warnings": sum(len(check.warnings) for v in verdicts.values() for check in v.report.rank_checks),
-            "ended": ends,
+            "alive": list(self._judges),
+            "ended": list(self._ended),
         }
         if living:
             # A pack without living lanes reports no metric: its lanes ended by themselves, and ASHA has no say.
@@ -140,8 +147,8 @@ class PackRun:
         return set(ended)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, with the judges' memory in it."""
-        extra = {"judges": {key: judge.state() for key, judge in self._judges.items()}}
+        """Keep a checkpoint, with the judges' memory in it, and how the lanes that are not in it ended."""
+        extra = {"judges": {key: judge.state() for key, judge in self._judges.items()}, "ended": list(self._ended)}
         save_checkpoint(self._store, self._pack, self._attempt, dataclasses.replace(checkpoint, extra=extra))
 
     def _keep_events(self, key: str, verdict: Verdict) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 # Read by Ray when it is imported: a few scalars need no loggers, and trials find relative paths where the user is.
 os.environ |= {
@@ -34,6 +35,7 @@ import altgrad
 from orchestrator.plan import Plan
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
+from orchestrator.space import Resources
 from orchestrator.sweep.checkpoints import latest_step
 from orchestrator.sweep.observer import SweepObserver
 from orchestrator.sweep.progress import Progress
@@ -43,6 +45,12 @@ from orchestrator.sweep.tracking import choose_mode
 from orchestrator.sweep.trial import run_pack
 
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
+#: How long a cluster's address may take to answer.
+_ANSWER_SECONDS = 10
+
+
+class SurroundingsError(RuntimeError):
+    """What a sweep needs around it is not there: Ray, room for a trial, a sound environment."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,12 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None 
 
     Returns:
         What ended it, and what failed. Everything else is in the journal and the chunks.
+
+    Raises:
+        SurroundingsError: Ray cannot be started or reached, no trial fits on this machine, or the environment asks
+            for a W&B mode that there is not.
     """
+    wandb = _wandb_mode(plan.spec.wandb.mode)
     journal = Journal(store)
     records = journal.read()
     state = SweepState.from_records(plan.to_dict(), records)
@@ -74,17 +87,18 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None 
     observer = SweepObserver(state, journal, progress)
     progress.say("starting Ray")
     ended_by = None
-    with _ray(address), _signals() as caught:
+    with _ray(address, plan.spec.resources), _signals() as caught:
         progress.say("placing the first trials")
-        tuner = _tuner(plan, store, state.unfinished, _refilled(plan, store, state, records), observer)
+        tuner = _tuner(plan, store, state.unfinished, _refilled(plan, store, state, records), observer, wandb)
         tuner.fit()
+        progress.say("letting Ray go")
         # After Ctrl-C `fit` returns as if nothing had happened, with packs that have neither ended nor failed.
         ended_by = caught.signal or (signal.SIGINT if observer.unfinished else None)
     journal.append({"event": "sweep_ended", "reason": ended_by.name if ended_by else "finished"})
     return SweepOutcome(ended_by, observer.failed)
 
 
-def _tuner(plan: Plan, store: Store, packs: list[str], asha: Asha, observer: SweepObserver) -> tune.Tuner:
+def _tuner(plan: Plan, store: Store, packs: list[str], asha: Asha, observer: SweepObserver, wandb: str) -> tune.Tuner:
     spec = plan.spec
     rules, metric = spec.early_terminate, spec.metric
     scheduler = SCHEDULERS[rules.type](
@@ -98,7 +112,7 @@ def _tuner(plan: Plan, store: Store, packs: list[str], asha: Asha, observer: Swe
     fixed = {
         "store": store.uri,
         "threads": max(1, int(spec.resources.cpu)),
-        "wandb": choose_mode(spec.wandb.mode, os.environ),
+        "wandb": wandb,
         "wandb_folder": str(_wandb_folder(store, spec.name)),
     }
     resources = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
@@ -135,18 +149,53 @@ def _refilled(plan: Plan, store: Store, state: SweepState, records: Iterable[Map
 
 
 @contextmanager
-def _ray(address: str | None) -> Iterator[None]:
+def _ray(address: str | None, resources: Resources) -> Iterator[None]:
     """Ray for the length of a sweep: its own on this machine, or the cluster at an address."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     else:
         options |= {"address": address}
-    ray.init(**options)
     try:
+        if address is not None:
+            _check_answers(address)
+        ray.init(**options)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        doing = "cannot start Ray here" if address is None else f"cannot reach Ray at {address!r}"
+        raise SurroundingsError(f"{doing}: {error}") from error
+    # A failed pack is in the journal, with its reason; the whole traceback is in its ``error.txt``.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    try:
+        if address is None:
+            _check_room(resources)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Knock at an address of the form ``host:port``: Ray itself takes minutes to find that nobody is there.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    if parts.scheme == "ray" and parts.hostname and parts.port:
+        socket.create_connection((parts.hostname, parts.port), _ANSWER_SECONDS).close()
+
+
+def _check_room(resources: Resources) -> None:
+    """A cluster may yet grow; on this machine a pack that finds no room waits for ever, and says nothing.
+
+    Raises:
+        SurroundingsError: a pack asks for more than there is.
+    """
+    there = ray.cluster_resources()
+    for name, kind, asked in (("cpu", "CPU", resources.cpu), ("gpu", "GPU", resources.gpu)):
+        if asked > there.get(kind, 0):
+            raise SurroundingsError(
+                f"each pack asks for {asked:g} {kind}s (resources.{name}), this machine has {there.get(kind, 0):g}"
+            )
 
 
 class _Caught:
@@ -174,6 +223,13 @@ def _signals() -> Iterator[_Caught]:
 
 def _folder_name(trial: Any) -> str:
     return str(trial.config["pack"])
+
+
+def _wandb_mode(requested: str) -> str:
+    try:
+        return choose_mode(requested, os.environ)
+    except ValueError as error:
+        raise SurroundingsError(str(error)) from error
 
 
 def _wandb_folder(store: Store, name: str) -> Path:

@@ -11,7 +11,7 @@ from altgrad.training.metrics import Rows
 from altgrad.training.model import aliases, matrix_names
 from orchestrator.sweep.stopping import Decision, LanePolicy, LaneReport, LaneWatch, RankCheck, RankWarning
 
-#: Effective rank by matrix of the control at a step; None where it has not come that far.
+#: Effective rank by matrix of the control at a step; None where it has not come that far, empty where it is lost.
 Control = Callable[[int], "Mapping[str, float] | None"]
 
 
@@ -62,6 +62,8 @@ class LaneJudge:
             if self._control and control is None:
                 return
             self._waiting.pop(0)
+            if self._control and not control:
+                continue
             yield RankCheck(step, tuple(RankWarning(*alarm) for alarm in self._ranks.check(step, ranks, control)))
 
     def state(self) -> dict[str, Any]:

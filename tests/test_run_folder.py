@@ -1,0 +1,237 @@
+"""A run's folder is made once and recognised afterwards; nothing enters a folder that is another's."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from altgrad.training.config import ConfigError, CorpusError
+from orchestrator.plan import Plan, make_plan
+from orchestrator.results.journal import Journal
+from orchestrator.results.store import Store
+from orchestrator.run_folder import (
+    DamagedRunError,
+    RunFolderError,
+    claim,
+    open_run,
+    plan_sweep,
+    read_plan,
+    run_store,
+)
+from orchestrator.space import SweepSpec, load_space
+
+CORPUS = {"corpus": "stdlib", "hash": "c0ffee", "tokens": 1000, "vocabulary": 256}
+SPACE: dict[str, Any] = {
+    "name": "x",
+    "parameters": {"format": {"values": ["fp32", "E4M3"]}, "seed": {"values": [1, 2]}},
+    "run": {"steps": 10, "corpus": "text.txt", "model": {"n_layer": 1, "n_embd": 32, "n_head": 2, "block_size": 8}},
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything happens in an empty folder with a text to train on."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("to be or not to be, that is the question " * 20)
+    return tmp_path
+
+
+def space(**changes: Any) -> SweepSpec:
+    Path("x.yaml").write_text(json.dumps({**SPACE, **changes}))
+    return load_space(Path("x.yaml"), [])
+
+
+def plan(**changes: Any) -> Plan:
+    return make_plan(space(**changes), CORPUS)
+
+
+# --- claiming
+
+
+def test_a_new_folder_holds_the_space_and_the_plan() -> None:
+    store = run_store("x", "runs")
+    state = claim(plan(), store)
+    assert store.list() == ["plan.json", "sweep.yaml"]
+    assert read_plan(store).to_dict() == plan().to_dict()
+    assert load_space(Path("runs/x/sweep.yaml"), []) == plan().spec
+    assert len(state.unfinished) == 2
+
+
+def test_the_same_sweep_finds_its_folder_again_and_leaves_the_plan_alone() -> None:
+    store = run_store("x", "runs")
+    claim(plan(), store)
+    before = store.read_bytes("plan.json")
+    Journal(store).append({"event": "pack_started", "pack": plan().packs[0].pack})
+    state = claim(plan(name="y", description="named otherwise, the same sweep"), store)
+    assert store.read_bytes("plan.json") == before
+    assert state.attempts == {plan().packs[0].pack: 1}
+
+
+def test_another_sweep_is_refused_and_told_what_to_do() -> None:
+    store = run_store("x", "runs")
+    claim(plan(), store)
+    with pytest.raises(RunFolderError, match=r"already holds another sweep.*--name"):
+        claim(plan(parameters={"seed": {"values": [1]}}), store)
+
+
+def test_the_same_sweep_laid_out_otherwise_is_refused() -> None:
+    """The plan in the folder is what the workers go by: one that numbers its packs otherwise must not run beside it."""
+    store = run_store("x", "runs")
+    claim(plan(), store)
+    held = json.loads(store.read_bytes("plan.json"))
+    held["packs"][0]["pack"] = "p999-00000000"
+    store.write_bytes("plan.json", json.dumps(held).encode())
+    with pytest.raises(RunFolderError, match="altgrad resume"):
+        claim(plan(), store)
+    assert claim(read_plan(store), store).unfinished[0] == "p999-00000000"
+
+
+@pytest.fixture
+def other_process() -> Iterator[int]:
+    """A process that lives."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process.pid
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("records", "refused"),
+    [
+        ([{"event": "sweep_started", "host": socket.gethostname(), "pid": "other"}], True),
+        ([{"event": "sweep_started", "host": socket.gethostname(), "pid": "own"}], False),
+        ([{"event": "sweep_started", "host": socket.gethostname(), "pid": 2**22 + 1}], False),
+        ([{"event": "sweep_started", "host": "elsewhere", "pid": "other"}], False),
+        (
+            [
+                {"event": "sweep_started", "host": socket.gethostname(), "pid": "other"},
+                {"event": "sweep_ended", "reason": "finished"},
+            ],
+            False,
+        ),
+    ],
+    ids=["a living driver", "this process", "a dead driver", "another machine", "a driver that ended"],
+)
+def test_a_sweep_that_is_being_run_is_not_run_twice(
+    records: list[dict[str, Any]], refused: bool, other_process: int
+) -> None:
+    store = run_store("x", "runs")
+    claim(plan(), store)
+    pids = {"other": other_process, "own": os.getpid()}
+    for record in records:
+        Journal(store).append(record | {"pid": pids.get(record.get("pid"), record.get("pid"))})
+    if refused:
+        with pytest.raises(RunFolderError, match=f"is being run by process {other_process}"):
+            claim(plan(), store)
+    else:
+        claim(plan(), store)
+
+
+# --- finding
+
+
+@pytest.mark.parametrize(
+    "where", ["runs/x", "x", "./runs/x/", "../{name}/runs/x", "{path}/runs/x", "file://{path}/runs/x"]
+)
+def test_a_run_is_found_by_path_name_or_uri(where: str, folder: Path) -> None:
+    claim(plan(), run_store("x", "runs"))
+    found = open_run(where.format(name=folder.name, path=folder))
+    assert Path(found.uri).resolve() == folder / "runs/x"
+
+
+@pytest.mark.parametrize("where", ["y", "", "runs", "runs/x/plan.json", "file:///nowhere/x", "foo://bar/x", "://"])
+def test_where_there_is_no_run_the_place_is_named(where: str) -> None:
+    claim(plan(), run_store("x", "runs"))
+    with pytest.raises(RunFolderError, match=r"^no sweep in|URI|://"):
+        open_run(where)
+
+
+def test_an_address_is_not_looked_for_under_runs() -> None:
+    with pytest.raises(RunFolderError, match="no sweep in 'file:///nowhere/x'"):
+        open_run("file:///nowhere/x")
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "x" * 65])
+def test_a_name_cannot_lead_out_of_the_folder(name: str) -> None:
+    with pytest.raises(RunFolderError, match="not a valid name"):
+        run_store(name, "runs")
+
+
+def test_a_relative_storage_is_where_the_person_stands(folder: Path) -> None:
+    assert run_store("x", "my runs").uri == str(folder / "my runs" / "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{garbage", "Expecting property name"),
+        (b"\xff\xfe", "Expecting value"),
+        (b"[1]", "cannot be understood"),
+        (b'{"schema_version": 99}', "version 99"),
+        (b'{"schema_version": 1}', "it lacks 'spec_hash'"),
+        (b'{"schema_version": 1, "spec_hash": "", "metric": {}, "roles": {}}', "it lacks 'packs'"),
+    ],
+)
+def test_a_plan_that_cannot_be_understood_is_said_to_be_damaged(text: bytes, message: str) -> None:
+    store = run_store("x", "runs")
+    store.write_bytes("plan.json", text)
+    for look in (lambda: open_run("x"), lambda: read_plan(store), lambda: claim(plan(), store)):
+        with pytest.raises(DamagedRunError, match=r"plan\.json cannot be understood") as error:
+            look()
+        assert message in str(error.value)
+
+
+def test_results_of_a_version_with_other_fields_are_read_but_not_gone_on_with() -> None:
+    store = run_store("x", "runs")
+    claim(plan(), store)
+    held = json.loads(store.read_bytes("plan.json"))
+    held["packs"][0]["lanes"][0]["config"]["from_the_future"] = 1
+    store.write_bytes("plan.json", json.dumps(held).encode())
+    assert open_run("x").uri == store.uri
+    with pytest.raises(DamagedRunError, match="from_the_future"):
+        read_plan(store)
+
+
+# --- planning
+
+
+def test_the_corpus_of_a_plan_is_an_absolute_path_with_its_facts(folder: Path) -> None:
+    facts = plan_sweep(space()).corpus
+    assert facts["corpus"] == str(folder / "text.txt")
+    assert facts["tokens"] == len(Path("text.txt").read_bytes())
+    assert len(facts["hash"]) == 64
+
+
+def test_the_same_text_elsewhere_gives_the_same_trials() -> None:
+    Path("copy.txt").write_bytes(Path("text.txt").read_bytes())
+    one = plan_sweep(space())
+    other = plan_sweep(space(run={**SPACE["run"], "corpus": "copy.txt"}))
+    assert [pack.pack for pack in one.packs] == [pack.pack for pack in other.packs]
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "message"),
+    [
+        ({"corpus": "nowhere.txt"}, CorpusError, "nowhere.txt"),
+        ({"model": {**SPACE["run"]["model"], "block_size": 4096}}, CorpusError, "4097"),
+        ({"layers": [{"match": "*.atn.*", "format": "bf16"}]}, ConfigError, "matches no matrix"),
+    ],
+    ids=["missing corpus", "short corpus", "layers that match nothing"],
+)
+def test_what_would_fail_in_a_trial_fails_in_the_plan(
+    run: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        plan_sweep(space(run={**SPACE["run"], **run}))
+    assert message in str(caught.value)
+
+
+def test_a_store_opened_again_by_its_uri_is_the_same_folder(folder: Path) -> None:
+    store = run_store("x", "runs")
+    claim(plan(), store)
+    assert Store.open(store.uri).read_bytes("plan.json") == store.read_bytes("plan.json")
