@@ -5,32 +5,36 @@ so that help is there at once.
 """
 
 import json
-import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
-from rich.console import Console
 from rich.table import Table
 
 import altgrad
 from altgrad.training.config import ConfigError, CorpusError
 from orchestrator.space import SpaceError
+from orchestrator.terminal import (
+    ENVIRONMENT,
+    FAILED_TRIALS,
+    INTEGRITY,
+    OK,
+    USAGE,
+    complain,
+    discard,
+    err,
+    out,
+    say,
+    show_rows,
+)
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
-    from orchestrator.results.journal import SweepState
     from orchestrator.results.store import Store
-    from orchestrator.sweep.progress import Progress
-
-OK, USAGE, FAILED_TRIALS, ENVIRONMENT, INTEGRITY = 0, 2, 3, 4, 5
-#: More characters than any table is wide.
-_WIDEST = 100_000
 
 app = App(
     name="altgrad",
@@ -41,24 +45,6 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-
-class _Output(Console):
-    """Text as it is: what looks like markup is somebody's data. A reader that has gone ends the command."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-class _Messages(Console):
-    """Goes quiet where nobody listens any more: a sweep does not end for that."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        _discard(sys.stderr)
-
-
-out = _Output(markup=False, emoji=False)
-err = _Messages(stderr=True)
 
 Override = Annotated[str, Parameter(help="key=value: a parameter, a key of the file, or a field of a run.")]
 Json = Annotated[bool, Parameter("--json", help="Print JSON, for scripts.")]
@@ -79,19 +65,19 @@ def main() -> None:
         code = app()
         sys.stdout.flush()
     except (SpaceError, ConfigError, CorpusError, UsageError) as error:
-        _complain(error)
+        complain(error)
         code = USAGE
     except IntegrityError as error:
-        _complain(error)
+        complain(error)
         code = INTEGRITY
     except BrokenPipeError:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         code = 128 + signal.SIGPIPE
     except OSError as error:
-        _complain(error)
+        complain(error)
         code = ENVIRONMENT
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         code = 128 + signal.SIGINT
     sys.exit(code)
 
@@ -153,8 +139,10 @@ def sweep(
             store = run_store(name or planned.spec.name, storage)
             state = claim(planned, store)
     for note in planned.spec.notes:
-        _say(note)
-    return _run(planned, store, state, address)
+        say(note)
+    from orchestrator.attended import run_attended
+
+    return run_attended(planned, store, state, address)
 
 
 @app.command
@@ -171,7 +159,9 @@ def resume(run: Run, /, *, address: Annotated[str | None, Parameter(env_var="RAY
     with _folder_trouble():
         planned = read_plan(store)
         state = claim(planned, store)
-    return _run(planned, store, state, address)
+    from orchestrator.attended import run_attended
+
+    return run_attended(planned, store, state, address)
 
 
 @app.command
@@ -203,7 +193,9 @@ def status(run: Run, /, *, as_json: Json = False) -> int:
     if table.row_count:
         out.print(table)
     if state.unfinished and not state.driver_alive:
-        _say(f"go on with: {_command('resume', store)}")
+        from orchestrator.attended import command
+
+        say(f"go on with: {command('resume', store)}")
     return OK
 
 
@@ -222,7 +214,7 @@ def consolidate(run: Run, /, *, as_json: Json = False) -> int:
         rows = ", ".join(f"{n:,} {table}" for table, n in report.rows.items())
         out.print(f"{len(report.written)} files written, {len(report.unchanged)} unchanged: {rows}")
     for chunk in report.damaged:
-        _say(f"damaged, left out: {chunk}")
+        say(f"damaged, left out: {chunk}")
     return INTEGRITY if report.damaged else OK
 
 
@@ -247,12 +239,7 @@ def query(run: Run, sql: str, /, *, format: Literal["table", "csv", "json"] = "t
     elif format == "csv":
         print(found.to_pandas().to_csv(index=False), end="")
     else:
-        table = Table(*found.column_names)
-        for row in found.to_pylist():
-            table.add_row(*map(_shown_value, row.values()))
-        # As wide as its values: a pager or the terminal may wrap it, but nothing is left out.
-        width = out.measure(table, options=out.options.update(width=_WIDEST)).maximum
-        _Output(markup=False, emoji=False, width=width).print(table)
+        show_rows(found)
     return OK
 
 
@@ -330,109 +317,6 @@ def _folder_trouble() -> Iterator[None]:
         raise UsageError(str(error)) from error
     except DamagedRunError as error:
         raise IntegrityError(str(error)) from error
-
-
-def _run(planned: "Plan", store: "Store", state: "SweepState", address: str | None) -> int:
-    """Run what is unfinished, then say what came of it."""
-    from orchestrator.sweep.progress import Progress
-
-    if not state.unfinished:
-        _say(f"all trials of {store.uri} have ended; nothing is left to run")
-        return _conclude(store)
-    ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
-    progress = Progress(planned, ended)
-    with _shown(progress):
-        progress.say("loading PyTorch and Ray")
-        from orchestrator.sweep.tuner import SurroundingsError, run_sweep
-
-        try:
-            outcome = run_sweep(planned, store, progress, address or None)
-        except SurroundingsError as error:
-            _complain(error)
-            return ENVIRONMENT
-        except KeyboardInterrupt:
-            _say_how_to_resume(store)
-            return 128 + signal.SIGINT
-    code = _conclude(store)
-    cells = {pack.pack: pack.cell for pack in planned.packs}
-    for pack, why in outcome.failed.items():
-        _say(f"failed: {cells[pack]} ({pack}): {why}")
-    if outcome.signal is not None:
-        _say_how_to_resume(store)
-        return 128 + outcome.signal
-    if outcome.failed:
-        _say(f"try them again with: {_command('resume', store)}")
-    return FAILED_TRIALS if outcome.failed else code
-
-
-def _say_how_to_resume(store: "Store") -> None:
-    _say(f"interrupted; go on with: {_command('resume', store)}")
-
-
-def _command(name: str, store: "Store") -> str:
-    """A command on a run as a shell takes it."""
-    return f"altgrad {name} {shlex.quote(store.uri)}"
-
-
-@contextmanager
-def _shown(progress: "Progress") -> Iterator[None]:
-    """Draw the progress on a terminal; elsewhere say in a line how each trial ended. Ray's own words go to stderr."""
-    from rich.live import Live
-
-    if not err.is_terminal:
-        progress.echo = _say
-        with redirect_stdout(sys.stderr):
-            yield
-        return
-    with Live(progress, console=err, refresh_per_second=8, transient=True):
-        yield
-
-
-def _conclude(store: "Store") -> int:
-    """The matrix, how trials ended, what stopping saved, and what to type next."""
-    from orchestrator.results.consolidate import consolidate as gather
-    from orchestrator.results.matrix import matrix as build
-    from orchestrator.results.matrix import savings
-    from orchestrator.results.render import render
-
-    report = gather(store)
-    out.print(render(build(store)))
-    saved = savings(store)
-    ends = ", ".join(f"{n} {reason}" for reason, n in sorted(saved.lanes_by_reason.items()))
-    out.print(f"Trials: {ends}.")
-    if saved.saved:
-        by = ", ".join(f"{steps:,} by {reason}" for reason, steps in saved.saved_by_reason.items())
-        share = saved.saved / saved.planned
-        out.print(f"Stopping saved {saved.saved:,} of {saved.planned:,} steps ({share:.0%}): {by}.")
-    out.print("\nNext:")
-    out.print(f"  {_command('matrix', store)} --metric stall_ratio", highlight=False, soft_wrap=True)
-    sql = "SELECT format, matrix, avg(stall_ratio) FROM layers GROUP BY ALL ORDER BY 3 DESC LIMIT 10"
-    out.print(f'  {_command("query", store)} "{sql}"', highlight=False, soft_wrap=True)
-    out.print(f"  {_command('status', store)}", highlight=False, soft_wrap=True)
-    for chunk in report.damaged:
-        _say(f"damaged, left out: {chunk}")
-    return INTEGRITY if report.damaged else OK
-
-
-def _shown_value(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _discard(stream: TextIO) -> None:
-    """Let what is still to be written go nowhere, or Python complains of it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _complain(error: Exception) -> None:
-    for line in str(error).splitlines():
-        _say(f"error: {line}")
-
-
-def _say(line: str) -> None:
-    """A line for the person at the terminal, as it is: no markup, no colours, no hard wrapping."""
-    err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

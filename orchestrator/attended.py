@@ -1,0 +1,95 @@
+"""A sweep with a person watching: its picture while it runs, and what came of it."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+from rich.live import Live
+
+from orchestrator.plan import Plan
+from orchestrator.results.consolidate import consolidate
+from orchestrator.results.journal import SweepState
+from orchestrator.results.matrix import matrix, savings
+from orchestrator.results.render import render
+from orchestrator.results.store import Store
+from orchestrator.sweep.progress import Progress
+from orchestrator.terminal import ENVIRONMENT, FAILED_TRIALS, INTEGRITY, OK, complain, err, out, say
+
+
+def run_attended(planned: Plan, store: Store, state: SweepState, address: str | None) -> int:
+    """Run what is unfinished of a sweep, then say what came of it.
+
+    Returns:
+        The exit code of the command.
+    """
+    if not state.unfinished:
+        say(f"all trials of {store.uri} have ended; nothing is left to run")
+        return conclude(store)
+    ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
+    progress = Progress(planned, ended)
+    with _shown(progress):
+        progress.say("loading PyTorch and Ray")
+        from orchestrator.sweep.tuner import SurroundingsError, run_sweep
+
+        try:
+            outcome = run_sweep(planned, store, progress, address or None)
+        except SurroundingsError as error:
+            complain(error)
+            return ENVIRONMENT
+        except KeyboardInterrupt:
+            _say_how_to_resume(store)
+            return 128 + signal.SIGINT
+    code = conclude(store)
+    cells = {pack.pack: pack.cell for pack in planned.packs}
+    for pack, why in outcome.failed.items():
+        say(f"failed: {cells[pack]} ({pack}): {why}")
+    if outcome.signal is not None:
+        _say_how_to_resume(store)
+        return 128 + outcome.signal
+    if outcome.failed:
+        say(f"try them again with: {command('resume', store)}")
+    return FAILED_TRIALS if outcome.failed else code
+
+
+def _say_how_to_resume(store: Store) -> None:
+    say(f"interrupted; go on with: {command('resume', store)}")
+
+
+def command(name: str, store: Store) -> str:
+    """A command on a run as a shell takes it."""
+    return f"altgrad {name} {shlex.quote(store.uri)}"
+
+
+@contextmanager
+def _shown(progress: Progress) -> Iterator[None]:
+    """Draw the progress on a terminal; elsewhere say in a line how each trial ended. Ray's own words go to stderr."""
+    if not err.is_terminal:
+        progress.echo = say
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    with Live(progress, console=err, refresh_per_second=8, transient=True):
+        yield
+
+
+def conclude(store: Store) -> int:
+    """The matrix, how trials ended, what stopping saved, and what to type next."""
+    report = consolidate(store)
+    out.print(render(matrix(store)))
+    saved = savings(store)
+    ends = ", ".join(f"{n} {reason}" for reason, n in sorted(saved.lanes_by_reason.items()))
+    out.print(f"Trials: {ends}.")
+    if saved.saved:
+        by = ", ".join(f"{steps:,} by {reason}" for reason, steps in saved.saved_by_reason.items())
+        share = saved.saved / saved.planned
+        out.print(f"Stopping saved {saved.saved:,} of {saved.planned:,} steps ({share:.0%}): {by}.")
+    out.print("\nNext:")
+    out.print(f"  {command('matrix', store)} --metric stall_ratio", highlight=False, soft_wrap=True)
+    sql = "SELECT format, matrix, avg(stall_ratio) FROM layers GROUP BY ALL ORDER BY 3 DESC LIMIT 10"
+    out.print(f'  {command("query", store)} "{sql}"', highlight=False, soft_wrap=True)
+    out.print(f"  {command('status', store)}", highlight=False, soft_wrap=True)
+    for chunk in report.damaged:
+        say(f"damaged, left out: {chunk}")
+    return INTEGRITY if report.damaged else OK

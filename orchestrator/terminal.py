@@ -1,0 +1,69 @@
+"""What the command says and how: results to stdout, messages to stderr, and its exit codes."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Exit codes; 1 is a fault of the program, and 128 and more a signal.
+OK, USAGE, FAILED_TRIALS, ENVIRONMENT, INTEGRITY = 0, 2, 3, 4, 5
+#: More characters than any table is wide.
+_WIDEST = 100_000
+
+
+class _Output(Console):
+    """Text as it is: what looks like markup is somebody's data. A reader that has gone ends the command."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Messages(Console):
+    """Goes quiet where nobody listens any more: a sweep does not end for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        discard(sys.stderr)
+
+
+out = _Output(markup=False, emoji=False)
+err = _Messages(stderr=True)
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, as it is: no markup, no colours, no hard wrapping."""
+    err.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(error: Exception) -> None:
+    """An error, each of its lines marked as one."""
+    for line in str(error).splitlines():
+        say(f"error: {line}")
+
+
+def discard(stream: TextIO) -> None:
+    """Let what is still to be written go nowhere, or Python complains of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def show_rows(rows: "pa.Table", most: int = 1000) -> None:
+    """Print a table of values, as wide as they are; of very many rows the first ones."""
+    table = Table(*rows.column_names)
+    for row in rows.slice(0, most).to_pylist():
+        table.add_row(*map(_shown, row.values()))
+    # A pager or the terminal may wrap it, but no value is left out.
+    width = out.measure(table, options=out.options.update(width=_WIDEST)).maximum
+    _Output(markup=False, emoji=False, width=width).print(table)
+    if rows.num_rows > most:
+        say(f"and {rows.num_rows - most:,} more rows: --format csv or json prints them all")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
