@@ -27,7 +27,8 @@ directions: .venv/ready
 	@echo "setting up .venv (the first time takes a minute or two: PyTorch and Ray are large)"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "altgrad needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock & \
+		while kill -0 $$! 2>/dev/null; do printf .; sleep 1; done; echo; wait $$!
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
