@@ -118,11 +118,11 @@ class PackRun:
         last = step == next(iter(self._lanes.values())).steps
         ended = {key: v.decision for key, v in verdicts.items() if v.decision and (not last or v.diverged)}
         values = {key: getattr(v.report, self._metric) for key, v in verdicts.items() if key not in ended}
-        ended |= {} if last else self._halving.drop(step, values)
+        if not last:
+            ended |= self._halving.drop(step, values)
         self._judges = {key: judge for key, judge in self._judges.items() if key not in ended}
         for key, verdict in verdicts.items():
             self._keep_events(key, verdict._replace(decision=ended.get(key)))
-        living = [verdicts[key].report for key in self._judges]
         ends = [_end_record(key, decision) for key, decision in ended.items()]
         if last:
             ends += [_completed_record(key, step) for key in self._judges]
@@ -130,6 +130,12 @@ class PackRun:
             of = verdicts[end["key"]].report
             self._tracker.finish(end["key"], end["reason"], {"step": step, "loss": of.loss, "val_loss": of.val_loss})
         self._ended += ends
+        tune.report(self._result(step, verdicts))
+        return set(ended)
+
+    def _result(self, step: int, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+        """What Ray Tune and the driver hear of a report; a key named ``done`` would mean something to Tune."""
+        living = [verdicts[key].report for key in self._judges]
         result: dict[str, Any] = {
             "step": step,
             "resumed_at": self._done,
@@ -143,8 +149,7 @@ class PackRun:
         if living:
             # A pack without living lanes reports no metric: its lanes ended by themselves, and ASHA has no say.
             result[self._metric] = float(np.mean([getattr(report, self._metric) for report in living]))
-        tune.report(result)
-        return set(ended)
+        return result
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, with the judges' memory in it, and how the lanes that are not in it ended."""
