@@ -15,7 +15,7 @@ from orchestrator.results.matrix import matrix, savings
 from orchestrator.results.render import render
 from orchestrator.results.store import Store
 from orchestrator.sweep.progress import Progress
-from orchestrator.terminal import ENVIRONMENT, FAILED_TRIALS, INTEGRITY, OK, complain, err, out, say
+from orchestrator.terminal import ENVIRONMENT, FAILED_TRIALS, INTEGRITY, OK, complain, err, out, say, say_damaged
 
 
 def run_attended(planned: Plan, store: Store, state: SweepState, address: str | None) -> int:
@@ -90,6 +90,5 @@ def conclude(store: Store) -> int:
     sql = "SELECT format, matrix, avg(stall_ratio) FROM layers GROUP BY ALL ORDER BY 3 DESC LIMIT 10"
     out.print(f'  {command("query", store)} "{sql}"', highlight=False, soft_wrap=True)
     out.print(f"  {command('status', store)}", highlight=False, soft_wrap=True)
-    for chunk in report.damaged:
-        say(f"damaged, left out: {chunk}")
+    say_damaged(report)
     return INTEGRITY if report.damaged else OK

@@ -29,6 +29,7 @@ from orchestrator.terminal import (
     err,
     out,
     say,
+    say_damaged,
     show_rows,
 )
 
@@ -213,8 +214,7 @@ def consolidate(run: Run, /, *, as_json: Json = False) -> int:
     else:
         rows = ", ".join(f"{n:,} {table}" for table, n in report.rows.items())
         out.print(f"{len(report.written)} files written, {len(report.unchanged)} unchanged: {rows}")
-    for chunk in report.damaged:
-        say(f"damaged, left out: {chunk}")
+    say_damaged(report)
     return INTEGRITY if report.damaged else OK
 
 
@@ -229,7 +229,7 @@ def query(run: Run, sql: str, /, *, format: Literal["table", "csv", "json"] = "t
     from orchestrator.results.queries import query as ask
 
     store = _opened(run)
-    gather(store)
+    say_damaged(gather(store))
     try:
         found = ask(store, sql)
     except QueryError as error:
@@ -262,7 +262,7 @@ def matrix(
     from orchestrator.results.render import render
 
     store = _opened(run)
-    gather(store)
+    say_damaged(gather(store))
     try:
         built = build(store, rows, columns, metric)
     except ValueError as error:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from altgrad.training.config import RunConfig
 from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
@@ -93,16 +94,16 @@ def plan_sweep(spec: SweepSpec) -> Plan:
     from altgrad.training.data import check_length
     from altgrad.training.precision import layer_formats
 
-    unread = make_plan(spec, {"corpus": "", "hash": "", "tokens": 0, "vocabulary": 0})
-    configs = [lane.config for pack in unread.packs for lane in pack.lanes]
-    corpus = corpus_of(configs[0])
-    for config in configs:
+    # None of these can be a parameter: all trials of a sweep train on one text.
+    text = RunConfig.from_dict({key: spec.run[key] for key in ("corpus", "tokens", "text_column") if key in spec.run})
+    corpus = corpus_of(text)
+    named = text.corpus if text.corpus == "stdlib" else str(Path(text.corpus).expanduser().absolute())
+    facts = {"corpus": named, "hash": corpus.hash, "tokens": corpus.tokens, "vocabulary": corpus.vocabulary}
+    plan = make_plan(spec, facts)
+    for config in (lane.config for pack in plan.packs for lane in pack.lanes):
         check_length(corpus, config.model.block_size)
         layer_formats(config)
-    named = configs[0].corpus
-    named = named if named == "stdlib" else str(Path(named).expanduser().absolute())
-    facts = {"corpus": named, "hash": corpus.hash, "tokens": corpus.tokens, "vocabulary": corpus.vocabulary}
-    return make_plan(spec, facts)
+    return plan
 
 
 def claim(plan: Plan, store: Store) -> SweepState:

@@ -10,6 +10,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from orchestrator.results.consolidate import ConsolidateReport
+
 #: Exit codes; 1 is a fault of the program, and 128 and more a signal.
 OK, USAGE, FAILED_TRIALS, ENVIRONMENT, INTEGRITY = 0, 2, 3, 4, 5
 #: More characters than any table is wide.
@@ -44,6 +46,12 @@ def complain(error: Exception) -> None:
     """An error, each of its lines marked as one."""
     for line in str(error).splitlines():
         say(f"error: {line}")
+
+
+def say_damaged(report: "ConsolidateReport") -> None:
+    """Name every chunk whose rows are missing from what is about to be shown."""
+    for chunk in report.damaged:
+        say(f"damaged, left out: {chunk}")
 
 
 def discard(stream: TextIO) -> None:

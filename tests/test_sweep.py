@@ -110,6 +110,9 @@ def test_a_damaged_chunk_is_named_and_the_rest_is_read(undisturbed: tuple[Path, 
     assert chunk.name in done.stderr
     (steps,) = query(run, "SELECT count(*) AS n FROM steps")
     assert 0 < steps["n"] < 6 * STEPS
+    shown = altgrad("matrix", run, cwd=tmp_path)
+    assert shown.returncode == 0
+    assert chunk.name in shown.stderr, "who reads an incomplete matrix is told"
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def rung_spacing(v: Tensor, n: FormatNumbers) -> Tensor:
 
     In a float32 lane it is float32's own spacing. Undefined for NaN.
     """
-    v = v.clamp(-n.max_value, n.max_value)
+    v = _clamped(v, n)
     binade = torch.maximum(v.view(torch.int32) & _EXPONENT_FIELD, n.min_exponent.clamp_min(1 << 23))
     return power_of_two((binade >> 23) - 127 - n.mantissa_bits)
 

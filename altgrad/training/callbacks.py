@@ -131,8 +131,7 @@ class RankWatch:
             if not math.isfinite(ratio):
                 continue
             threshold = self.threshold(matrix)
-            fresh = RankTrendDetector(alpha=self._config.alpha, threshold_pct=threshold, baseline=1.0)
-            if self._detectors.setdefault(matrix, fresh).update(ratio) is not None:
+            if self._detector(matrix).update(ratio) is not None:
                 against = "its start" if control is None else "the control"
                 message = (
                     f"{matrix}: effective rank {rank:.3g} at step {step}, {against} has {reference:.3g}; "
@@ -150,6 +149,10 @@ class RankWatch:
         """Take back what `state` gave."""
         self._initial = dict(state["initial"])
         for matrix, ema in state["ema"].items():
-            detector = RankTrendDetector(alpha=self._config.alpha, threshold_pct=self.threshold(matrix), baseline=1.0)
-            detector.ema = ema
-            self._detectors[matrix] = detector
+            self._detector(matrix).ema = ema
+
+    def _detector(self, matrix: str) -> RankTrendDetector:
+        if matrix not in self._detectors:
+            threshold = self.threshold(matrix)
+            self._detectors[matrix] = RankTrendDetector(self._config.alpha, threshold, baseline=1.0)
+        return self._detectors[matrix]

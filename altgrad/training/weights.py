@@ -1,6 +1,6 @@
 """Parameters stacked by shape, so that everything elementwise is done once a shape and not once a matrix.
 
-Shapes: n tensors of a stack, L lanes. A stack is ``(n, L, *shape)``; all state of a run keeps its lanes on axis 1.
+Shapes: n tensors of a stack, L lanes. A stack is ``(n, L, *shape)``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def per_lane(values: Tensor, like: Tensor) -> Tensor:
 def lane_sum(x: Tensor) -> Tensor:
     """Sum over a stack's own dimensions to float64 ``(n, L)``.
 
-    Axis by axis, the last in float32: counts stay exact, and no lane's order of addition depends on its neighbours.
+    Axis by axis, so that no lane's order of addition depends on its neighbours.
     """
     x = x.sum(-1)
     return x.sum(-1, dtype=torch.float64) if x.dim() == 3 else x.double()

@@ -64,6 +64,8 @@ def run_pack(config: Mapping[str, Any]) -> None:
 
 
 def _checked_corpus(config: RunConfig, planned: Mapping[str, Any]) -> Corpus:
+    # The plan has the path as it was seen from where the sweep was planned; this process may stand elsewhere.
+    config = dataclasses.replace(config, corpus=planned["corpus"])
     corpus = corpus_of(config)
     if corpus.hash != planned["hash"]:
         raise CorpusError(

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from small_plan import small_plan
 
-from altgrad.training.config import CorpusError
+from altgrad.training.config import CorpusError, RunConfig
+from altgrad.training.data import load_corpus
+from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.queries import query
@@ -166,3 +168,15 @@ def test_another_text_than_the_planned_one_is_refused_before_a_step(
         pack.run()
     assert pack.results == []
     assert pack.store.list("packs") == []
+
+
+def test_a_corpus_is_read_where_the_plan_saw_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that was planned with a relative path can be resumed from another folder."""
+    (tmp_path / "text.txt").write_text("a rung is a code " * 20)
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(corpus="text.txt")
+    planned = {"corpus": str(tmp_path / "text.txt"), "hash": corpus_of(config).hash}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    load_corpus.cache_clear()
+    assert trial._checked_corpus(config, planned).hash == planned["hash"]
