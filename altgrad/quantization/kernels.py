@@ -4,11 +4,13 @@ Let ``v`` be the value clamped to the largest of the format, and ``u`` the forma
 ``v``. Adding ``c = 1.5 * 2**23 * u`` moves ``v`` to where float32's own spacing is ``u``, so the addition rounds it,
 nearest, ties to even; subtracting ``c`` brings it back, exactly. The integer difference of the bit patterns of
 ``v + c`` and ``c`` is the signed significand, from which the rung (the signed code) follows by adding the binade.
+docs/formats.md derives it.
 
-The numbers that make a format are tensors, so formats mix freely along a lane axis and a compiled graph serves all.
+The numbers that make a format are tensors, so formats mix freely along a lane axis and one compiled graph serves all.
 No function here converts or checks anything: see `altgrad.quantization.ops` for the public door.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,16 +20,25 @@ from torch import Tensor
 from altgrad.quantization.formats import FP8Format
 
 _EXPONENT_FIELD = 0x7F800000
+_SIGN = -0x80000000
 _HALF = 0x00400000
+_ONE = 127 << 23
+#: Exponents from which c could overflow (2**90), and how far such values are lowered (2**32).
+_TALL, _LIFT = 217 << 23, 32 << 23
 
 
 class FormatNumbers(NamedTuple):
-    """The numbers of one format a lane, each of shape ``(lanes,)`` (or a view that broadcasts against the data)."""
+    """The numbers of one format a lane, each of shape ``(lanes,)`` (or a view that broadcasts against the data).
+
+    Fixed point is told as the format with one exponent bit that has the same grid: E0M7 as E1M6 scaled by a quarter.
+    """
 
     #: float32: the largest finite value.
     max_value: Tensor
     #: int32: rung of the largest finite value.
     max_rung: Tensor
+    #: int32: the smallest magnitude of a code that is NaN; codes between the largest value and it are infinite.
+    nan_code: Tensor
     #: int32: bits of the mantissa field.
     mantissa_bits: Tensor
     #: int32: exponent bias.
@@ -36,11 +47,11 @@ class FormatNumbers(NamedTuple):
     exponent_mask: Tensor
     #: int32: float32 exponent bits of the smallest normal value; below it the spacing is constant.
     min_exponent: Tensor
-    #: int32: what takes a value's exponent bits to those of c.
-    magic_shift: Tensor
+    #: int32: float32's mantissa bits that the format has not, ``23 - mantissa_bits``.
+    rest_bits: Tensor
     #: int32: the bit that makes c one and a half times a power of two.
     magic_half: Tensor
-    #: Some lane reaches so high that c would overflow float32.
+    #: Some lane reaches so high that c would overflow float32: bf16 alone, which so has a compiled graph of its own.
     tall: bool
 
     def view(self, *shape: int) -> "FormatNumbers":
@@ -56,14 +67,17 @@ def format_numbers(formats: Sequence[FP8Format], device: torch.device | str | No
 
     rounded = [not format.is_identity for format in formats]
     largest = [float("inf") if format.is_identity else format.max_representable_value for format in formats]
+    mantissa_bits = [format.significand_bits for format in formats]
+    biases = [format.bias + format.mantissa_bits - bits for format, bits in zip(formats, mantissa_bits, strict=True)]
     return FormatNumbers(
         max_value=torch.tensor(largest, dtype=torch.float32, device=device),
         max_rung=ints([format.max_code for format in formats]),
-        mantissa_bits=ints([format.mantissa_bits for format in formats]),
-        bias=ints([format.bias for format in formats]),
+        nan_code=ints([format.max_code + 1 + format.has_inf for format in formats]),
+        mantissa_bits=ints(mantissa_bits),
+        bias=ints(biases),
         exponent_mask=ints([_EXPONENT_FIELD * keep for keep in rounded]),
-        min_exponent=ints([0 if format.is_identity else (128 - format.bias) << 23 for format in formats]),
-        magic_shift=ints([0 if format.is_identity else (23 - format.mantissa_bits) << 23 for format in formats]),
+        min_exponent=ints([((128 - bias) << 23) * keep for bias, keep in zip(biases, rounded, strict=True)]),
+        rest_bits=ints([23 - bits for bits in mantissa_bits]),
         magic_half=ints([_HALF * keep for keep in rounded]),
         tall=any(1e30 < value < float("inf") for value in largest),
     )
@@ -74,76 +88,88 @@ def _binade(v: Tensor, n: FormatNumbers) -> Tensor:
     return torch.maximum(v.view(torch.int32) & n.exponent_mask, n.min_exponent)
 
 
-def _magic(v: Tensor, n: FormatNumbers) -> Tensor:
-    """The constant c of each value."""
-    return ((_binade(v, n) + n.magic_shift) | n.magic_half).view(torch.float32)
-
-
 def _clamped(v: Tensor, n: FormatNumbers) -> Tensor:
     """The values within the format's range; NaN stays NaN. Not ``clamp``: with tensors as bounds it is no SIMD loop."""
     return torch.minimum(torch.maximum(v, -n.max_value), n.max_value)
 
 
-def _lower(v: Tensor, n: FormatNumbers) -> Tensor | float:
-    """A power of two for each value that keeps c finite; multiplying and dividing by it is exact.
+def _rounded(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest value on the grid, its signed significand in the binade of ``v``, and the exponent of that binade."""
+    v = _clamped(v, n)
+    exponent = _binade(v, n)
+    if not n.tall:
+        moved, c = _moved(v, exponent, n)
+        return moved - c, moved.view(torch.int32) - c.view(torch.int32), exponent
+    # Where c would overflow, the value is lowered by a power of two and the result raised again: both exact.
+    lift = ~((exponent - _TALL) >> 31) & _LIFT
+    low = v * (_ONE - lift).view(torch.float32)
+    moved, c = _moved(low, exponent - lift, n)
+    q = (moved - c) * (_ONE + lift).view(torch.float32)
+    return q, moved.view(torch.int32) - c.view(torch.int32), exponent
 
-    Only tall lanes reach the threshold: lowering a value of another lane could take it under its smallest normal.
-    """
-    return torch.where(v.abs() >= 2.0**90, 2.0**-32, 1.0) if n.tall else 1.0
+
+def _moved(v: Tensor, exponent: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
+    """``(v + c, c)`` for values in the binade of an exponent."""
+    c = ((exponent + (n.rest_bits << 23)) | n.magic_half).view(torch.float32)
+    return v + c, c
 
 
 def round_nearest(v: Tensor, n: FormatNumbers) -> Tensor:
     """Round float32 values (already divided by the scale) to the nearest on the grid; NaN stays NaN."""
-    v = _clamped(v, n)
-    if not n.tall:
-        c = _magic(v, n)
-        return (v + c) - c
-    down = _lower(v, n)
-    v = v * down
-    c = _magic(v, n)
-    return ((v + c) - c) / down
+    return _rounded(v, n)[0]
 
 
-def round_stochastic(v: Tensor, n: FormatNumbers, uniform: Tensor) -> Tensor:
-    """Round to one of the two neighbours, up with the probability that makes it unbiased in value.
+def round_to_rungs(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
+    """`round_nearest`, and the rung (signed code, int32) of each result: 0 for both zeros.
+
+    Rungs of NaN and of float32 lanes are undefined.
+    """
+    q, significand, exponent = _rounded(v, n)
+    binade = (exponent - n.min_exponent) >> n.rest_bits
+    return q, torch.addcmul(significand, significand.clamp(-1, 1), binade)
+
+
+def value_to_rung(q: Tensor, n: FormatNumbers) -> Tensor:
+    """The rung (int32) of values that lie on the grid; see `round_to_rungs`."""
+    return round_to_rungs(q, n)[1]
+
+
+def rung_to_value(rung: Tensor, n: FormatNumbers) -> Tensor:
+    """The float32 value of rungs of formats up to eight bits; inverse of `value_to_rung`."""
+    rung = rung.to(torch.int32)
+    magnitude = rung.abs()
+    binade = ((magnitude >> n.mantissa_bits) - 1).clamp_min(0)
+    significand = torch.addcmul(rung, rung.clamp(-1, 1), binade << n.mantissa_bits, value=-1)
+    power = ((binade + (128 - n.bias - n.mantissa_bits)) << 23).view(torch.float32)
+    return significand.to(torch.float32) * power
+
+
+def step_rungs(rung: Tensor, steps: Tensor, n: FormatNumbers) -> Tensor:
+    """Rungs (int32) moved by whole steps of any integer dtype, up where positive, as far as the ends of the grid."""
+    if steps.dtype == torch.int64:
+        steps = steps.clamp(-(2**17), 2**17)
+    return torch.minimum(torch.maximum(rung + steps.to(torch.int32), -n.max_rung), n.max_rung)
+
+
+def round_stochastic(v: Tensor, n: FormatNumbers, bits: Tensor) -> Tensor:
+    """Round to one of the two neighbours, outward with the probability that makes it unbiased in value.
+
+    Random bits are added where the format has no bits left, and what carries goes up. For normal values each outcome
+    has exactly its probability; subnormal ones are first rounded to one bit less than the random ones resolve.
 
     Args:
         v: float32 values divided by the scale.
         n: the format's numbers.
-        uniform: random numbers in [0, 1), multiples of 2**-24, of the shape of ``v``.
+        bits: random int32 (`random_bits`) of the shape of ``v``, of which the low ``n.rest_bits`` bits are used.
     """
     v = _clamped(v, n)
-    down = _lower(v, n)
-    v = v * down
-    c = _magic(v, n)
-    nearest = (v + c) - c
-    rest = v - nearest
-    ulp = (c.view(torch.int32) + 1).view(torch.float32) - c
-    return (nearest + torch.where(uniform * ulp < rest.abs(), torch.copysign(ulp, rest), 0.0)) / down
-
-
-def value_to_rung(q: Tensor, n: FormatNumbers) -> Tensor:
-    """The signed code (int32) of values that lie on the grid; 0 for both zeros. Undefined for NaN and float32 lanes."""
-    low = q * _lower(q, n) if n.tall else q
-    c = _magic(low, n)
-    significand = (low + c).view(torch.int32) - c.view(torch.int32)
-    binade = ((_binade(q, n) - n.min_exponent) >> 23) << n.mantissa_bits
-    return significand + torch.sign(significand) * binade
-
-
-def rung_to_value(rung: Tensor, n: FormatNumbers) -> Tensor:
-    """The float32 value of signed codes of formats up to eight bits; inverse of `value_to_rung`."""
-    magnitude = rung.to(torch.int32).abs()
-    exponent = (magnitude >> n.mantissa_bits).clamp_min(1)
-    significand = magnitude - ((exponent - 1) << n.mantissa_bits)
-    power = ((exponent - n.bias - n.mantissa_bits + 127) << 23).view(torch.float32)
-    return significand.to(torch.float32) * power * torch.sign(rung)
-
-
-def power_of_two(exponent: Tensor) -> Tensor:
-    """``2**exponent`` of int32 exponents in -252..254, exact on every device; out of float32's range it is 0 or inf."""
-    half = exponent >> 1
-    return ((half + 127) << 23).view(torch.float32) * ((exponent - half + 127) << 23).view(torch.float32)
+    pattern = v.view(torch.int32)
+    subnormal = ((pattern & _EXPONENT_FIELD) - n.min_exponent) >> 31  # all ones, or zero
+    # Beside the smallest normal value a subnormal one has its fixed spacing in the bits where a normal one has it.
+    base = ((subnormal & n.min_exponent) | (pattern & _SIGN)).view(torch.float32)
+    drawn = (v + base).view(torch.int32) + (bits & ((1 << n.rest_bits) - 1))
+    q = ((drawn >> n.rest_bits) << n.rest_bits).view(torch.float32) - base
+    return torch.minimum(q, v.abs() + math.inf)  # NaN, where a carry took it out of the NaNs
 
 
 def rung_spacing(v: Tensor, n: FormatNumbers) -> Tensor:
@@ -156,15 +182,21 @@ def rung_spacing(v: Tensor, n: FormatNumbers) -> Tensor:
     return power_of_two((binade >> 23) - 127 - n.mantissa_bits)
 
 
+def power_of_two(exponent: Tensor) -> Tensor:
+    """``2**exponent`` of int32 exponents in -252..254, exact on every device; out of float32's range it is 0 or inf."""
+    half = exponent >> 1
+    return ((half + 127) << 23).view(torch.float32) * ((exponent - half + 127) << 23).view(torch.float32)
+
+
 def _mix(h: Tensor) -> Tensor:
-    """The 32-bit finalizer of MurmurHash3, on int32 tensors with wrap-around."""
-    h = (h ^ ((h >> 16) & 0xFFFF)) * -0x7A143595
-    h = (h ^ ((h >> 13) & 0x7FFFF)) * -0x3D4D51CB
+    """A 32-bit finalizer, on int32 tensors with wrap-around: ``lowbias32`` of https://nullprogram.com/blog/2018/07/31."""
+    h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
+    h = (h ^ ((h >> 15) & 0x1FFFF)) * -0x7B935975
     return h ^ ((h >> 16) & 0xFFFF)
 
 
 def stream_keys(seeds: Sequence[int], step: int, stream: int) -> list[int]:
-    """One int32 key for each seed, step and stream (which matrix, which use): what `uniform_bits` is counted from."""
+    """One int32 key for each seed, step and stream (which matrix, which use): what `random_bits` count from."""
 
     def key(seed: int) -> int:
         h = 0x9E3779B97F4A7C15
@@ -176,16 +208,21 @@ def stream_keys(seeds: Sequence[int], step: int, stream: int) -> list[int]:
     return [key(seed) for seed in seeds]
 
 
-def uniform_bits(keys: Tensor, count: int) -> Tensor:
-    """Random numbers in [0, 1), multiples of 2**-24, each a hash of its key and its index alone.
+def random_bits(keys: Tensor, count: int, start: int | Tensor = 0) -> Tensor:
+    """Random int32, each a hash of its key and its index alone: independent of lane order, chunking and device.
 
     Args:
         keys: int32 keys, of any shape.
         count: numbers for each key.
+        start: index of the first.
 
     Returns:
-        float32 of shape ``(*keys.shape, count)``: independent of lane order, chunking and device.
+        int32 of shape ``(*keys.shape, count)``.
     """
-    index = torch.arange(count, dtype=torch.int32, device=keys.device)
-    h = _mix(_mix(index * -0x61C88647) ^ keys.unsqueeze(-1))
-    return ((h >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+    index = torch.arange(count, dtype=torch.int32, device=keys.device) + start
+    return _mix((index * -0x61C88647) ^ keys.unsqueeze(-1))
+
+
+def uniform_bits(keys: Tensor, count: int) -> Tensor:
+    """`random_bits` as float32 numbers in [0, 1), multiples of 2**-24."""
+    return ((random_bits(keys, count) >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24

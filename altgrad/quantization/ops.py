@@ -2,9 +2,13 @@
 
 Every function computes in float32 and returns its input's dtype; a float64 input is rounded to float32 first. A scale
 is a positive finite number or a tensor that broadcasts against the data: one a tensor, a channel, a lane.
+
+A format is an `FP8Format` or, for rounding, `FormatNumbers`: tensors, so that each lane may have a format of its own,
+and a function under `torch.compile` that takes them as an argument is compiled once for every format.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +16,13 @@ from torch import Tensor
 
 from altgrad.quantization import kernels
 from altgrad.quantization.formats import FP8Format
-from altgrad.quantization.kernels import FormatNumbers
+from altgrad.quantization.kernels import FormatNumbers, format_numbers
 
 #: `grid_state` of NaN in an 8-bit format: the one int8 that is no rung.
-_NAN_STATE = -128
+NAN_STATE = -128
 
 
-def quantize(x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
+def quantize(x: Tensor, format: FP8Format | FormatNumbers, scale: float | Tensor) -> Tensor:
     """Round ``x / scale`` to the nearest value of a format and bring it back to the original axis.
 
     Ties go to the even significand; beyond the largest value it saturates, infinities too; NaN stays NaN. The gradient
@@ -27,7 +31,7 @@ def quantize(x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
 
     Args:
         x: floating-point values of any shape.
-        format: the number format.
+        format: the number format, or the numbers of one format a lane.
         scale: what one unit of the format is worth, > 0 and finite.
 
     Returns:
@@ -35,7 +39,7 @@ def quantize(x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
 
     Raises:
         ValueError: the scale is zero, negative or not finite, or does not broadcast to the shape of ``x``; or ``x`` is
-            not floating point.
+            not floating point. In a compiled graph a bad scale tensor is an assertion that fails when the graph runs.
 
     >>> from altgrad.quantization.formats import E4M3
     >>> quantize(torch.tensor([0.3, 1000.0]), E4M3, 1.0)
@@ -44,29 +48,81 @@ def quantize(x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
     return QuantizeFunc.apply(x, format, scale)
 
 
+def quantize_stochastic(x: Tensor, format: FP8Format | FormatNumbers, scale: float | Tensor, bits: Tensor) -> Tensor:
+    """Round ``x / scale`` to one of its two neighbours in a format, at random and unbiased in value.
+
+    Random bits are an argument: equal bits give equal results, on every device (Croci et al., arXiv 2103.13445).
+
+    Args:
+        x: floating-point values of any shape.
+        format: the number format, or the numbers of one format a lane.
+        scale: what one unit of the format is worth, > 0 and finite.
+        bits: int32 of the shape of ``x``, as `random_bits` makes them.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``; its gradient is that of the identity.
+
+    Raises:
+        ValueError: as in `quantize`, or the bits are not int32 of the shape of ``x``.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> x = torch.full((8,), 0.3)
+    >>> quantize_stochastic(x, E4M3, 1.0, random_bits(x.shape, seed=0, step=1))
+    tensor([0.3125, 0.3125, 0.2812, 0.3125, 0.2812, 0.3125, 0.2812, 0.3125])
+    """
+    if bits.dtype != torch.int32 or bits.shape != x.shape:
+        raise ValueError(f"bits must be int32 of shape {tuple(x.shape)}, got {bits.dtype} of {tuple(bits.shape)}")
+    return QuantizeFunc.apply(x, format, scale, bits)
+
+
+def random_bits(
+    shape: torch.Size | tuple[int, ...], seed: int, step: int, stream: int = 0, device: torch.device | str | None = None
+) -> Tensor:
+    """Random int32 for every element of a tensor, from the seed, the step, the stream and the element's index alone.
+
+    Args:
+        shape: of the tensor; elements are counted in row-major order.
+        seed: of the run.
+        step: of the run.
+        stream: what the numbers are for: another tensor, or another use, takes another stream.
+        device: where to make them; every device makes the same.
+
+    >>> bool((random_bits((2, 3), seed=0, step=7) == random_bits((6,), seed=0, step=7).view(2, 3)).all())
+    True
+    """
+    key = torch.tensor(kernels.stream_keys([seed], step, stream)[0], dtype=torch.int32, device=device)
+    return kernels.random_bits(key, torch.Size(shape).numel()).view(shape)
+
+
 def dequantize(q: Tensor, scale: float | Tensor) -> Tensor:
     """``q * scale``, from the format's own axis to the original one; the gradient is ``grad * scale``.
 
     Raises:
         ValueError: as in `quantize`.
+
+    >>> dequantize(torch.tensor([1.5, -448.0]), 0.5)
+    tensor([   0.7500, -224.0000])
     """
     return DequantizeFunc.apply(q, scale)
 
 
 class QuantizeFunc(torch.autograd.Function):
-    """Rounding with the straight-through gradient; none flows to the format or the scale."""
+    """Rounding with the straight-through gradient; none flows to the format, the scale or the random bits."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
-        """See `quantize`."""
+    def forward(
+        ctx: Any, x: Tensor, format: FP8Format | FormatNumbers, scale: float | Tensor, bits: Tensor | None = None
+    ) -> Tensor:
+        """See `quantize` and `quantize_stochastic`."""
         factor = checked_scale(x, scale)
-        q = kernels.round_nearest(_float32(x) / factor, numbers(format, x.device))
+        v, n = _float32(x) / factor, numbers(format, x.device)
+        q = kernels.round_nearest(v, n) if bits is None else kernels.round_stochastic(v, n, bits)
         return (q * factor).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """The gradient of the identity."""
-        return grads[0], None, None
+        return grads[0], None, None, None
 
 
 class DequantizeFunc(torch.autograd.Function):
@@ -103,14 +159,14 @@ def encode(x: Tensor, format: FP8Format, scale: float | Tensor = 1.0) -> Tensor:
     """
     _require_eight_bits(format)
     v = _float32(x) / checked_scale(x, scale)
-    n = numbers(format, x.device)
-    magnitude = kernels.value_to_rung(kernels.round_nearest(v, n), n).abs()
+    magnitude = kernels.round_to_rungs(v.abs(), numbers(format, x.device))[1]
     nan = v.isnan()
-    if format.has_nan:
-        magnitude = torch.where(nan, 0x7F, magnitude)
-    elif nan.any():
-        raise ValueError(f"{format.name} has no code for NaN, got {int(nan.sum())} of {nan.numel()} elements")
-    return (magnitude | (v.signbit().to(torch.int32) << 7)).to(torch.uint8)
+    if not format.has_nan:
+        _require(
+            ~nan.any(), lambda: f"{format.name} has no code for NaN, got {int(nan.sum())} of {nan.numel()} elements"
+        )
+    magnitude = torch.where(nan, 0x7F, magnitude)
+    return (magnitude | ((v.view(torch.int32) >> 24) & 0x80)).to(torch.uint8)
 
 
 def decode(codes: Tensor, format: FP8Format, scale: float | Tensor = 1.0) -> Tensor:
@@ -125,7 +181,13 @@ def decode(codes: Tensor, format: FP8Format, scale: float | Tensor = 1.0) -> Ten
     """
     _require_eight_bits(format)
     _require_codes(codes)
-    return _code_values(format, codes.device)[codes.to(torch.int32)] * checked_scale(codes, scale)
+    n = numbers(format, codes.device)
+    code = codes.to(torch.int32)
+    magnitude = code & 0x7F
+    beyond = torch.where(magnitude < n.nan_code, torch.inf, torch.nan)
+    value = torch.where(magnitude <= n.max_rung, kernels.rung_to_value(magnitude, n), beyond)
+    signed = (value.view(torch.int32) | ((code & 0x80) << 24)).view(torch.float32)
+    return signed * checked_scale(codes, scale)
 
 
 def rung(codes: Tensor) -> Tensor:
@@ -148,6 +210,37 @@ def rung(codes: Tensor) -> Tensor:
     return torch.where(codes >= 0x80, -magnitude, magnitude)
 
 
+def step_rungs(codes: Tensor, rungs: Tensor, format: FP8Format) -> Tensor:
+    """Move codes up the ladder of values by whole rungs (down where negative), as far as its ends.
+
+    Arithmetic on codes: no value is computed and no table searched. Codes of infinity and NaN stay where they are.
+
+    Args:
+        codes: uint8 codes of any shape.
+        rungs: integers that broadcast against the codes.
+        format: an 8-bit format.
+
+    Returns:
+        uint8 of the shape of ``codes``.
+
+    Raises:
+        ValueError: the format is not 8 bits wide, the codes are not uint8, or the rungs are not integers.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> codes = encode(torch.tensor([1.0, -1.0, 448.0]), E4M3)
+    >>> decode(step_rungs(codes, torch.tensor([1, -8, 100]), E4M3), E4M3)
+    tensor([  1.1250,  -2.0000, 448.0000])
+    """
+    _require_eight_bits(format)
+    _require_codes(codes)
+    if rungs.is_floating_point() or rungs.is_complex():
+        raise ValueError(f"rungs must be integers, got {rungs.dtype}")
+    here = rung(codes).to(torch.int32)
+    there = kernels.step_rungs(here, rungs, numbers(format, codes.device))
+    moved = (there.abs() | ((there >> 24) & 0x80)).to(torch.uint8)
+    return torch.where((here.abs() > format.max_code) | (rungs == 0), codes, moved)
+
+
 def grid_state(x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
     """What a quantized weight is, as an integer: equal exactly where the quantized values are the same.
 
@@ -158,25 +251,32 @@ def grid_state(x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
 
     Raises:
         ValueError: the scale is invalid.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> grid_state(torch.tensor([0.0, -0.0, 1.0, -1.0, float("nan")]), E4M3, 1.0)
+    tensor([   0,    0,   56,  -56, -128], dtype=torch.int8)
     """
-    n = numbers(format, x.device)
-    q = kernels.round_nearest(_float32(x.detach()) / checked_scale(x, scale), n)
+    v, n = _float32(x.detach()) / checked_scale(x, scale), numbers(format, x.device)
     if format.bits != 8:
+        q = kernels.round_nearest(v, n)
         return torch.where(q.isnan(), torch.nan, q).view(torch.int32)
-    return torch.where(q.isnan(), _NAN_STATE, kernels.value_to_rung(q, n)).to(torch.int8)
+    return torch.where(v.isnan(), NAN_STATE, kernels.round_to_rungs(v, n)[1]).to(torch.int8)
+
+
+def numbers(format: FP8Format | FormatNumbers, device: torch.device) -> FormatNumbers:
+    """The numbers of a format on a device as 0-d tensors, made once; numbers are passed through."""
+    return format if isinstance(format, FormatNumbers) else _numbers_of(format, device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _numbers_of(format: FP8Format, device: torch.device) -> FormatNumbers:
+    return _scalar_numbers(format, device)
 
 
 @functools.cache
-def numbers(format: FP8Format, device: torch.device) -> FormatNumbers:
-    """The 0-d numbers of one format on a device, made once."""
+def _scalar_numbers(format: FP8Format, device: torch.device) -> FormatNumbers:
     with torch.inference_mode(False):
-        return kernels.format_numbers([format], device).view()
-
-
-@functools.cache
-def _code_values(format: FP8Format, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor([format.to_real(code) for code in range(256)], dtype=torch.float32, device=device)
+        return format_numbers([format], device).view()
 
 
 def checked_scale(x: Tensor, scale: float | Tensor) -> Tensor:
@@ -187,12 +287,19 @@ def checked_scale(x: Tensor, scale: float | Tensor) -> Tensor:
     """
     factor = torch.as_tensor(scale, dtype=torch.float32).detach()
     valid = (factor > 0) & factor.isfinite()
-    if not valid.all():
-        raise ValueError(f"scale must be positive and finite in float32, got {factor[~valid][0].item()}")
+    _require(valid.all(), lambda: f"scale must be positive and finite in float32, got {factor[~valid][0].item()}")
     pairs = zip(reversed(factor.shape), reversed(x.shape), strict=False)
     if factor.dim() > x.dim() or any(size not in (1, limit) for size, limit in pairs):
         raise ValueError(f"a scale of shape {tuple(factor.shape)} does not broadcast to {tuple(x.shape)}")
     return factor.to(x.device)
+
+
+def _require(condition: Tensor, message: Callable[[], str]) -> None:
+    """Raise `ValueError` where a 0-d condition is false; a compiled graph can only assert it."""
+    if torch.compiler.is_compiling():
+        assert condition, "a value that altgrad.quantization does not accept"
+    elif not condition:
+        raise ValueError(message())
 
 
 def _float32(x: Tensor) -> Tensor:

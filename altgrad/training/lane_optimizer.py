@@ -105,7 +105,7 @@ class LaneOptimizer:
         """Where the rung optimizer takes the weights; beyond the grid's ends it says how far, and rounding stops it."""
         assert self._grid is not None
         grad = stack.gradient + per_lane(n.weight_decay, stack.stored) * stack.stored
-        uniform = self._grid.uniform(step, GRID_STREAM, stack.stored.shape)
+        uniform = self._grid.uniform(step, GRID_STREAM)
         momentum, scale, clip = (per_lane(x, stack.stored) for x in (n.grid_momentum, n.grid_scale, n.rung_clip))
         down = grid_rungs_(self.state["velocity"], grad, uniform, momentum, scale, clip)
         rungs = (self._grid.rungs.to(torch.int32) - down).clamp(-_FARTHEST_RUNG, _FARTHEST_RUNG)

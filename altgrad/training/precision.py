@@ -14,8 +14,10 @@ from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
 from altgrad.quantization.kernels import (
     FormatNumbers,
     format_numbers,
+    random_bits,
     round_nearest,
     round_stochastic,
+    round_to_rungs,
     stream_keys,
     uniform_bits,
     value_to_rung,
@@ -155,8 +157,8 @@ class WeightGrid:
         scale = per_lane(self.scaler.scale, stack.stored)
         amax = _amax(stack.stored)
         v = stack.stored / scale
-        q = self._round(v, step)
-        after = value_to_rung(q, self.numbers).to(before.dtype)
+        q, after = self._round(v, step)
+        after = after.to(before.dtype)
         if self._any_on_grid:
             self._keep(stack, q * scale)
         frozen = self.scaler.scale.clone()
@@ -173,25 +175,29 @@ class WeightGrid:
         """Derive working weights and rungs from stored weights and scales, as after loading them."""
         self._project(stack, self.scaler.scale)
 
-    def uniform(self, step: int, stream: int, shape: torch.Size) -> Tensor:
+    def uniform(self, step: int, stream: int) -> Tensor:
         """Random numbers in [0, 1) for every element, from each lane's seed, the step and the matrix alone."""
-        keys = [stream_keys(self._seeds, step, 2 * i + stream) for i in self.index]
-        return uniform_bits(torch.tensor(keys, dtype=torch.int32, device=self.rungs.device), shape[2:].numel()).view(
-            shape
-        )
+        shape = self.rungs.shape
+        return uniform_bits(self._keys(step, stream), shape[2:].numel()).view(shape)
 
-    def _round(self, v: Tensor, step: int) -> Tensor:
-        nearest = round_nearest(v, self.numbers)
+    def _keys(self, step: int, stream: int) -> Tensor:
+        keys = [stream_keys(self._seeds, step, 2 * i + stream) for i in self.index]
+        return torch.tensor(keys, dtype=torch.int32, device=self.rungs.device)
+
+    def _round(self, v: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Values on the grid and their rungs (int32)."""
+        nearest, rungs = round_to_rungs(v, self.numbers)
         if not self._any_stochastic:
-            return nearest
-        drawn = round_stochastic(v, self.numbers, self.uniform(step, ROUNDING_STREAM, v.shape))
-        return torch.where(self._stochastic, drawn, nearest)
+            return nearest, rungs
+        bits = random_bits(self._keys(step, ROUNDING_STREAM), v.shape[2:].numel()).view(v.shape)
+        q = torch.where(self._stochastic, round_stochastic(v, self.numbers, bits), nearest)
+        return q, value_to_rung(q, self.numbers)
 
     def _project(self, stack: Stack, scale: Tensor) -> None:
         """Round the stored weights to nearest under a new scale: working weights and rungs follow."""
         scale = per_lane(scale, stack.stored)
-        q = round_nearest(stack.stored / scale, self.numbers)
-        self.rungs = value_to_rung(q, self.numbers).to(self.rungs.dtype)
+        q, rungs = round_to_rungs(stack.stored / scale, self.numbers)
+        self.rungs = rungs.to(self.rungs.dtype)
         value = q * scale
         if self._any_on_grid:
             self._keep(stack, value)

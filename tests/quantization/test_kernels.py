@@ -70,12 +70,10 @@ def test_rounds_as_the_exact_scalar_code(format: FP8Format) -> None:
 @by_every_name
 def test_nan_stays_nan(format: FP8Format) -> None:
     values = torch.tensor([math.nan, -math.nan, 1.0])
-    uniform = torch.zeros(3)
-    for q in (
-        kernels.round_nearest(values, numbers(format)),
-        kernels.round_stochastic(values, numbers(format), uniform),
-    ):
-        assert q.isnan().tolist() == [True, True, False]
+    assert kernels.round_nearest(values, numbers(format)).isnan().tolist() == [True, True, False]
+    for bits in (0, -1, 0x3FFFFF, -(2**31)):  # a carry must not take it out of the NaNs
+        drawn = kernels.round_stochastic(values, numbers(format), torch.full((3,), bits, dtype=torch.int32))
+        assert drawn.isnan().tolist() == [True, True, False]
 
 
 @by_every_name
@@ -88,17 +86,17 @@ def test_formats_side_by_side_compute_as_alone() -> None:
     # bf16 among them reaches so high that its lanes take a detour, on which the others must not be taken.
     formats = tuple(FORMAT_REGISTRY.values())
     values = torch.from_numpy(np.concatenate([random_values(10_000), near_values(E4M3, 10_000)]))
-    uniform = kernels.uniform_bits(torch.tensor(0, dtype=torch.int32), len(values))
+    bits = kernels.random_bits(torch.tensor(0, dtype=torch.int32), len(values))
     lanes = kernels.format_numbers(formats).view(-1, 1)
     stack = values.expand(len(formats), -1)
     nearest = kernels.round_nearest(stack, lanes)
-    stochastic = kernels.round_stochastic(stack, lanes, uniform)
+    stochastic = kernels.round_stochastic(stack, lanes, bits)
     rungs = kernels.value_to_rung(nearest, lanes)
     spacing = kernels.rung_spacing(stack, lanes)
     for i, format in enumerate(formats):
         n = numbers(format)
         assert same_bits(nearest[i], kernels.round_nearest(values, n)), format.name
-        assert same_bits(stochastic[i], kernels.round_stochastic(values, n, uniform)), format.name
+        assert same_bits(stochastic[i], kernels.round_stochastic(values, n, bits)), format.name
         assert torch.equal(spacing[i], kernels.rung_spacing(values, n)), format.name
         assert format is FP32 or torch.equal(rungs[i], kernels.value_to_rung(nearest[i], n)), format.name
 
@@ -149,9 +147,24 @@ class TestStochasticRounding:
     @by_every_name
     def test_grid_values_stay(self, format: FP8Format) -> None:
         values = torch.from_numpy(grid(format if format.bits == 8 else E4M3))
-        for uniform in (0.0, 0.5, 1 - 2.0**-24):
-            q = kernels.round_stochastic(values, numbers(format), torch.full_like(values, uniform))
-            assert torch.equal(q, values)
+        for bits in (0, 1, -1, 2**31 - 1, -(2**31)):
+            q = kernels.round_stochastic(values, numbers(format), torch.full_like(values, bits, dtype=torch.int32))
+            assert same_bits(q, values)
+
+    @by_name
+    def test_each_outcome_of_a_normal_value_has_exactly_its_share_of_the_random_bits(self, format: FP8Format) -> None:
+        # Every pattern of the bits that are used, once: the mean is the value itself.
+        n = numbers(format)
+        every = torch.arange(1 << int(n.rest_bits), dtype=torch.int32)
+        rng = np.random.default_rng(5)
+        magnitudes = grid(format)[grid(format) >= 2.0 ** (1 - int(n.bias))]
+        for at in rng.integers(0, len(magnitudes) - 1, 4):
+            low, high = (float(magnitudes[at + i]) for i in (0, 1))
+            value = np.float32(rng.uniform(low, high))
+            drawn = kernels.round_stochastic(torch.full(every.shape, float(-value)), n, every)
+            ups = int((drawn == -high).sum())
+            assert int((drawn == -low).sum()) + ups == len(every)
+            assert ups * (high - low) == (float(value) - low) * len(every)
 
     @by_name
     def test_goes_to_one_of_the_two_neighbours(self, format: FP8Format) -> None:
@@ -160,8 +173,8 @@ class TestStochasticRounding:
         limited = np.clip(values, ladder[0], ladder[-1])
         below = ladder[np.searchsorted(ladder, limited, side="right") - 1]
         above = ladder[np.searchsorted(ladder, limited, side="left")]
-        uniform = kernels.uniform_bits(torch.tensor(7, dtype=torch.int32), len(values))
-        q = kernels.round_stochastic(torch.from_numpy(values), numbers(format), uniform).numpy()
+        bits = kernels.random_bits(torch.tensor(7, dtype=torch.int32), len(values))
+        q = kernels.round_stochastic(torch.from_numpy(values), numbers(format), bits).numpy()
         assert ((q == below) | (q == above)).all()
         assert ((q == below) & (below != above)).any()
         assert ((q == above) & (below != above)).any()
@@ -175,8 +188,8 @@ class TestStochasticRounding:
         parts = np.linspace(0.02, 0.98, 32)
         values = torch.from_numpy((starts + parts * gaps).astype(np.float32))
         keys = torch.tensor(kernels.stream_keys(range(32), step=3, stream=1), dtype=torch.int32)
-        uniform = kernels.uniform_bits(keys, draws)
-        q = kernels.round_stochastic(values[:, None].expand(-1, draws), numbers(format), uniform)
+        bits = kernels.random_bits(keys, draws)
+        q = kernels.round_stochastic(values[:, None].expand(-1, draws), numbers(format), bits)
         error = q.double().mean(-1) - values.double()
         up = (values.double() - torch.from_numpy(starts).double()) / torch.from_numpy(gaps).double()
         deviation = torch.from_numpy(gaps).double() * (up * (1 - up) / draws).sqrt()
@@ -184,23 +197,28 @@ class TestStochasticRounding:
 
     def test_does_not_depend_on_chunking(self) -> None:
         values = torch.from_numpy(near_values(E4M3, 1000))
-        uniform = kernels.uniform_bits(torch.tensor(1, dtype=torch.int32), 1000)
-        whole = kernels.round_stochastic(values, numbers(E4M3), uniform)
-        chunks = zip(values.split(137), uniform.split(137), strict=True)
-        parts = [kernels.round_stochastic(v, numbers(E4M3), u) for v, u in chunks]
+        key = torch.tensor(1, dtype=torch.int32)
+        whole = kernels.round_stochastic(values, numbers(E4M3), kernels.random_bits(key, 1000))
+        parts = [
+            kernels.round_stochastic(part, numbers(E4M3), kernels.random_bits(key, len(part), start=137 * i))
+            for i, part in enumerate(values.split(137))
+        ]
         assert same_bits(whole, torch.cat(parts))
 
 
 class TestRandomNumbers:
-    def test_are_murmur3_finalized_counters(self) -> None:
+    def test_are_finalized_counters(self) -> None:
         def mix(h: int) -> int:
-            h = (h ^ h >> 16) * 0x85EBCA6B & 0xFFFFFFFF
-            h = (h ^ h >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+            h = (h ^ h >> 16) * 0x7FEB352D & 0xFFFFFFFF
+            h = (h ^ h >> 15) * 0x846CA68B & 0xFFFFFFFF
             return h ^ h >> 16
 
         key = -123456789
-        expected = [(mix(mix(i * 0x9E3779B9 & 0xFFFFFFFF) ^ (key & 0xFFFFFFFF)) >> 8) * 2.0**-24 for i in range(1000)]
-        assert kernels.uniform_bits(torch.tensor(key, dtype=torch.int32), 1000).tolist() == expected
+        expected = [mix((i * 0x9E3779B9 & 0xFFFFFFFF) ^ (key & 0xFFFFFFFF)) for i in range(1000)]
+        bits = kernels.random_bits(torch.tensor(key, dtype=torch.int32), 1000)
+        assert [b & 0xFFFFFFFF for b in bits.tolist()] == expected
+        uniform = kernels.uniform_bits(torch.tensor(key, dtype=torch.int32), 1000)
+        assert uniform.tolist() == [(h >> 8) * 2.0**-24 for h in expected]
 
     def test_look_uniform_and_independent_between_keys(self) -> None:
         # The mean of n uniform numbers deviates by 1/sqrt(12 n), a correlation by 1/sqrt(n): 5 deviations each.

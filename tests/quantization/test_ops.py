@@ -168,7 +168,7 @@ class TestQuantize:
         assert torch.equal(x, torch.tensor([0.3, 1000.0]))
 
     def test_formats_first_used_in_inference_mode_can_still_train(self) -> None:
-        ops.numbers.cache_clear()
+        ops._scalar_numbers.cache_clear()
         with torch.inference_mode():
             quantize(torch.ones(2), E4M3, 1.0)
         x = torch.ones(2, requires_grad=True)
