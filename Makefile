@@ -3,7 +3,7 @@ PYTHON ?= python3
 SPACE ?= search_spaces/quickstart.yaml
 BIN := .venv/bin
 
-.PHONY: sweep test check lint types directions lock clean
+.PHONY: sweep test check lint types directions exhaustive bench lock clean
 
 sweep: .venv/ready
 	$(BIN)/altgrad sweep $(SPACE)
@@ -23,6 +23,16 @@ types: .venv/ready
 directions: .venv/ready
 	$(BIN)/lint-imports
 
+# Every float32 pattern in every format: half an hour on two cores.
+exhaustive: .venv/ready
+	$(BIN)/python -m tests.quantization.exhaustive
+
+bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r benchmarks/requirements.lock
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.quantize --threads 1
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.quantize --threads 2
+	$(BIN)/python -m benchmarks.train_step --threads 2
+
 .venv/ready: requirements.lock pyproject.toml
 	@echo "setting up .venv (the first time takes a minute or two: PyTorch and Ray are large)"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "altgrad needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -32,10 +42,12 @@ directions: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Needs uv. The lock is universal (every platform and Python that pyproject.toml admits) and names no index.
+# Needs uv. The locks are universal (every platform and Python that pyproject.toml admits) and name no index.
 lock:
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
 		--group dev pyproject.toml --output-file requirements.lock --upgrade
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 --no-deps \
+		--group bench --output-file benchmarks/requirements.lock --upgrade
 
 clean:
 	rm -rf .venv

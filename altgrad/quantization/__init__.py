@@ -27,7 +27,20 @@ from altgrad.quantization.formats import (
 if TYPE_CHECKING:
     from altgrad.quantization.diagnostics import BitStallDetector, detect_bit_stall, exponent_stiffness, stiffness
     from altgrad.quantization.flip_metrics import WeightFlipTracker, compute_flip_rate, compute_stall_ratio
-    from altgrad.quantization.ops import DequantizeFunc, QuantizeFunc, decode, dequantize, encode, quantize, rung
+    from altgrad.quantization.kernels import FormatNumbers, format_numbers
+    from altgrad.quantization.ops import (
+        DequantizeFunc,
+        QuantizeFunc,
+        decode,
+        dequantize,
+        encode,
+        grid_state,
+        quantize,
+        quantize_stochastic,
+        random_bits,
+        rung,
+        step_rungs,
+    )
     from altgrad.quantization.rank_health import (
         RankHealthMonitor,
         RankTrendDetector,
@@ -65,6 +78,7 @@ __all__ = [
     "BitStallDetector",
     "DequantizeFunc",
     "FP8Format",
+    "FormatNumbers",
     "QuantizeFunc",
     "RankHealthMonitor",
     "RankTrendDetector",
@@ -82,12 +96,17 @@ __all__ = [
     "detect_bit_stall",
     "encode",
     "exponent_stiffness",
+    "format_numbers",
+    "grid_state",
     "power_iteration",
     "power_of_two_scale",
     "quantize",
+    "quantize_stochastic",
+    "random_bits",
     "rung",
     "spectral_stats",
     "spectrum",
+    "step_rungs",
     "stiffness",
 ]
 

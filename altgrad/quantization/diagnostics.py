@@ -58,13 +58,25 @@ def detect_bit_stall(
 
 
 def is_update(grad: Tensor) -> Tensor:
-    """Which elements are meant to move, as booleans."""
+    """Which elements are meant to move, as booleans.
+
+    >>> is_update(torch.tensor([0.0, 1e-12, -1e-3]))
+    tensor([False, False,  True])
+    """
     # On CPUs PyTorch compares with SIMD only where the result is as wide as the operands.
     return grad.detach().abs().gt_(UPDATE_THRESHOLD).to(torch.bool)
 
 
 class BitStallDetector:
-    """Stalls counted over many steps and tensors."""
+    """Stalls counted over many steps and tensors.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> detector = BitStallDetector()
+    >>> detector.update(torch.tensor([1.0, 1.0]), torch.tensor([0.1, 10.0]), 0.1, E4M3, 1.0)
+    (1, 2)
+    >>> detector.get_stall_rate()
+    0.5
+    """
 
     def __init__(self) -> None:
         self.reset()

@@ -128,6 +128,10 @@ def compute_flip_rate(prev: Tensor, curr: Tensor) -> float:
 
     Raises:
         ValueError: unlike shapes.
+
+    >>> import torch
+    >>> compute_flip_rate(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5]))
+    0.25
     """
     if prev.shape != curr.shape:
         raise ValueError(f"tensors differ in shape: {tuple(prev.shape)} and {tuple(curr.shape)}")

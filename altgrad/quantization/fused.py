@@ -214,9 +214,14 @@ def _step_states(states: Tensor, n: FormatNumbers, scale: Tensor, rungs: Tensor,
     out.copy_(torch.where(here == NAN_STATE, here, kernels.step_rungs(here, rungs, n)).to(torch.int8))
 
 
+#: What makes a GPU divide and keep subnormals as it does outside of compiled programs.
+_EXACT = ("eager_numerics.division_rounding", "eager_numerics.disable_ftz")
+
+
 @functools.cache
 def _program(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(kernel, dynamic=True)
+    known = torch._inductor.list_options()
+    return torch.compile(kernel, dynamic=True, options={name: True for name in _EXACT if name in known})
 
 
 @torch.no_grad()

@@ -60,7 +60,12 @@ class FormatNumbers(NamedTuple):
 
 
 def format_numbers(formats: Sequence[FP8Format], device: torch.device | str | None = None) -> FormatNumbers:
-    """The numbers of a list of formats, one a lane, each tensor of shape ``(len(formats),)``."""
+    """The numbers of a list of formats, one a lane, each tensor of shape ``(len(formats),)``.
+
+    >>> from altgrad.quantization.formats import E4M3, E7M0
+    >>> format_numbers([E4M3, E7M0]).max_rung
+    tensor([126, 127], dtype=torch.int32)
+    """
 
     def ints(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
@@ -115,7 +120,13 @@ def _moved(v: Tensor, exponent: Tensor, n: FormatNumbers) -> tuple[Tensor, Tenso
 
 
 def round_nearest(v: Tensor, n: FormatNumbers) -> Tensor:
-    """Round float32 values (already divided by the scale) to the nearest on the grid; NaN stays NaN."""
+    """Round float32 values (already divided by the scale) to the nearest on the grid; NaN stays NaN.
+
+    >>> from altgrad.quantization.formats import E4M3, E7M0
+    >>> round_nearest(torch.tensor([[0.3, 500.0], [0.3, 500.0]]), format_numbers([E4M3, E7M0]).view(-1, 1))
+    tensor([[3.1250e-01, 4.4800e+02],
+            [2.5000e-01, 5.1200e+02]])
+    """
     return _rounded(v, n)[0]
 
 
@@ -123,6 +134,10 @@ def round_to_rungs(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
     """`round_nearest`, and the rung (signed code, int32) of each result: 0 for both zeros.
 
     Rungs of NaN and of float32 lanes are undefined.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> round_to_rungs(torch.tensor([0.3, -0.3]), format_numbers([E4M3]))
+    (tensor([ 0.3125, -0.3125]), tensor([ 42, -42], dtype=torch.int32))
     """
     q, significand, exponent = _rounded(v, n)
     binade = (exponent - n.min_exponent) >> n.rest_bits
@@ -130,12 +145,22 @@ def round_to_rungs(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
 
 
 def value_to_rung(q: Tensor, n: FormatNumbers) -> Tensor:
-    """The rung (int32) of values that lie on the grid; see `round_to_rungs`."""
+    """The rung (int32) of values that lie on the grid; see `round_to_rungs`.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> value_to_rung(torch.tensor([0.3125, 0.0, -448.0]), format_numbers([E4M3]))
+    tensor([  42,    0, -126], dtype=torch.int32)
+    """
     return round_to_rungs(q, n)[1]
 
 
 def rung_to_value(rung: Tensor, n: FormatNumbers) -> Tensor:
-    """The float32 value of rungs of formats up to eight bits; inverse of `value_to_rung`."""
+    """The float32 value of rungs of formats up to eight bits; inverse of `value_to_rung`.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> rung_to_value(torch.tensor([42, 0, -126]), format_numbers([E4M3]))
+    tensor([ 3.1250e-01,  0.0000e+00, -4.4800e+02])
+    """
     rung = rung.to(torch.int32)
     magnitude = rung.abs()
     binade = ((magnitude >> n.mantissa_bits) - 1).clamp_min(0)
@@ -145,7 +170,12 @@ def rung_to_value(rung: Tensor, n: FormatNumbers) -> Tensor:
 
 
 def step_rungs(rung: Tensor, steps: Tensor, n: FormatNumbers) -> Tensor:
-    """Rungs (int32) moved by whole steps of any integer dtype, up where positive, as far as the ends of the grid."""
+    """Rungs (int32) moved by whole steps of any integer dtype, up where positive, as far as the ends of the grid.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> step_rungs(torch.tensor([0, 120], dtype=torch.int32), torch.tensor([-1, 10]), format_numbers([E4M3]))
+    tensor([ -1, 126], dtype=torch.int32)
+    """
     if steps.dtype == torch.int64:
         steps = steps.clamp(-(2**17), 2**17)
     return torch.minimum(torch.maximum(rung + steps.to(torch.int32), -n.max_rung), n.max_rung)
@@ -161,6 +191,11 @@ def round_stochastic(v: Tensor, n: FormatNumbers, bits: Tensor) -> Tensor:
         v: float32 values divided by the scale.
         n: the format's numbers.
         bits: random int32 (`random_bits`) of the shape of ``v``, of which the low ``n.rest_bits`` bits are used.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> bits = torch.tensor([0, -1], dtype=torch.int32)
+    >>> round_stochastic(torch.tensor([0.3, 0.3]), format_numbers([E4M3]), bits)
+    tensor([0.2812, 0.3125])
     """
     v = _clamped(v, n)
     pattern = v.view(torch.int32)
@@ -176,6 +211,10 @@ def rung_spacing(v: Tensor, n: FormatNumbers) -> Tensor:
     """The distance between neighbouring grid values (one rung) in the binade of each value, subnormals included.
 
     In a float32 lane it is float32's own spacing. Undefined for NaN.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> rung_spacing(torch.tensor([0.0, 1.0, 300.0]), format_numbers([E4M3]))
+    tensor([1.9531e-03, 1.2500e-01, 3.2000e+01])
     """
     v = _clamped(v, n)
     binade = torch.maximum(v.view(torch.int32) & _EXPONENT_FIELD, n.min_exponent.clamp_min(1 << 23))
@@ -183,7 +222,11 @@ def rung_spacing(v: Tensor, n: FormatNumbers) -> Tensor:
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
-    """``2**exponent`` of int32 exponents in -252..254, exact on every device; out of float32's range it is 0 or inf."""
+    """``2**exponent`` of int32 exponents in -252..254, exact on every device; out of float32's range it is 0 or inf.
+
+    >>> power_of_two(torch.tensor([-149, 0, 10], dtype=torch.int32))
+    tensor([1.4013e-45, 1.0000e+00, 1.0240e+03])
+    """
     half = exponent >> 1
     return ((half + 127) << 23).view(torch.float32) * ((exponent - half + 127) << 23).view(torch.float32)
 
@@ -196,7 +239,11 @@ def _mix(h: Tensor) -> Tensor:
 
 
 def stream_keys(seeds: Sequence[int], step: int, stream: int) -> list[int]:
-    """One int32 key for each seed, step and stream (which matrix, which use): what `random_bits` count from."""
+    """One int32 key for each seed, step and stream (which matrix, which use): what `random_bits` count from.
+
+    >>> stream_keys([0, 1], step=7, stream=2) == [*stream_keys([0], 7, 2), *stream_keys([1], 7, 2)]
+    True
+    """
 
     def key(seed: int) -> int:
         h = 0x9E3779B97F4A7C15
@@ -218,11 +265,19 @@ def random_bits(keys: Tensor, count: int, start: int | Tensor = 0) -> Tensor:
 
     Returns:
         int32 of shape ``(*keys.shape, count)``.
+
+    >>> keys = torch.tensor([3, 5], dtype=torch.int32)
+    >>> torch.equal(random_bits(keys, 100)[1, 40:], random_bits(keys[1], 60, start=40))
+    True
     """
     index = torch.arange(count, dtype=torch.int32, device=keys.device) + start
     return _mix((index * -0x61C88647) ^ keys.unsqueeze(-1))
 
 
 def uniform_bits(keys: Tensor, count: int) -> Tensor:
-    """`random_bits` as float32 numbers in [0, 1), multiples of 2**-24."""
+    """`random_bits` as float32 numbers in [0, 1), multiples of 2**-24.
+
+    >>> uniform_bits(torch.tensor(3, dtype=torch.int32), 3)
+    tensor([0.3279, 0.6223, 0.1254])
+    """
     return ((random_bits(keys, count) >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24

@@ -264,7 +264,12 @@ def grid_state(x: Tensor, format: FP8Format, scale: float | Tensor) -> Tensor:
 
 
 def numbers(format: FP8Format | FormatNumbers, device: torch.device) -> FormatNumbers:
-    """The numbers of a format on a device as 0-d tensors, made once; numbers are passed through."""
+    """The numbers of a format on a device as 0-d tensors, made once; numbers are passed through.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> numbers(E4M3, torch.device("cpu")).max_value
+    tensor(448.)
+    """
     return format if isinstance(format, FormatNumbers) else _numbers_of(format, device)
 
 
@@ -284,6 +289,13 @@ def checked_scale(x: Tensor, scale: float | Tensor) -> Tensor:
 
     Raises:
         ValueError: the scale is not positive and finite in float32, or does not broadcast to the shape of ``x``.
+
+    >>> checked_scale(torch.zeros(2, 3), torch.ones(3))
+    tensor([1., 1., 1.])
+    >>> checked_scale(torch.zeros(2, 3), 0.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: scale must be positive and finite in float32, got 0.0
     """
     factor = torch.as_tensor(scale, dtype=torch.float32).detach()
     valid = (factor > 0) & factor.isfinite()

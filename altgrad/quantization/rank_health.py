@@ -34,6 +34,9 @@ def spectrum(matrices: Tensor) -> Tensor:
 
     Returns:
         ``(..., min(m, n))``, descending; NaN for a matrix that is not finite throughout.
+
+    >>> spectrum(torch.diag(torch.tensor([1.0, 3.0, 2.0])))
+    tensor([3., 2., 1.])
     """
     largest = matrices.abs().amax((-2, -1), keepdim=True)
     finite = largest.isfinite()
@@ -51,6 +54,9 @@ def spectral_stats(matrices: Tensor, eps: float = 0.0) -> SpectralStats:
     Args:
         matrices: float32 or float64, ``(..., m, n)``.
         eps: singular values below this share of the largest count as zero in the effective rank.
+
+    >>> spectral_stats(torch.eye(4)).stable_rank
+    tensor(4.)
     """
     values = spectrum(matrices)
     norm = values[..., 0]
@@ -78,6 +84,10 @@ def power_iteration(matrices: Tensor, v: Tensor, steps: int = 1) -> tuple[Tensor
 
     Raises:
         ValueError: ``steps`` is less than 1.
+
+    >>> norm, v = power_iteration(torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([0.6, 0.8]), steps=20)
+    >>> norm
+    tensor(3.)
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -211,6 +221,13 @@ class RankHealthMonitor:
     and 800, most in ``c_proj``, so critical layers warn in good runs too. (Stable rank falls by 60 to 90 %, which is
     why it is reported and not watched.) Where a healthy control run exists, give its ratio to a
     `RankTrendDetector` with ``baseline=1.0`` instead.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
+    >>> monitor = RankHealthMonitor(window=1)
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.copy_(torch.eye(4))
+    >>> monitor.check_warnings(monitor.compute_layer_ranks(model))
+    []
     """
 
     def __init__(

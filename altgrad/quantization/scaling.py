@@ -101,6 +101,9 @@ def amax_scale(amax: Tensor, max_value: Tensor, scale_min: float = 1e-10) -> Ten
         max_value: the largest values of the formats, broadcastable. Where it is infinite (float32 itself) there is
             nothing to fit and the scale is 1.
         scale_min: the smallest scale.
+
+    >>> amax_scale(torch.tensor([896.0, 0.0]), torch.tensor(448.0))
+    tensor([2.0000e+00, 1.0000e-10])
     """
     return torch.where(max_value.isinf(), 1.0, (amax / max_value).clamp_min(scale_min))
 
@@ -125,6 +128,9 @@ def power_of_two_scale(amax: Tensor, max_value: Tensor, previous: Tensor, scale_
 
     Returns:
         float32 scales of the broadcast shape.
+
+    >>> power_of_two_scale(torch.tensor([900.0, 900.0]), torch.tensor(448.0), previous=torch.tensor([0.0, 8.0]))
+    tensor([4., 8.])
     """
     amax_mantissa, amax_exponent = torch.frexp(amax)
     max_mantissa, max_exponent = torch.frexp(max_value)
