@@ -25,7 +25,7 @@ directions: .venv/ready
 
 # Every float32 pattern in every format: half an hour on two cores.
 exhaustive: .venv/ready
-	$(BIN)/python -m tests.quantization.exhaustive
+	$(BIN)/python tests/quantization/exhaustive.py
 
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r benchmarks/requirements.lock

@@ -26,6 +26,7 @@ from altgrad.quantization.formats import (
 
 if TYPE_CHECKING:
     from altgrad.quantization.diagnostics import BitStallDetector, detect_bit_stall, exponent_stiffness, stiffness
+    from altgrad.quantization.fidelity import sqnr, values_used
     from altgrad.quantization.flip_metrics import WeightFlipTracker, compute_flip_rate, compute_stall_ratio
     from altgrad.quantization.kernels import FormatNumbers, format_numbers
     from altgrad.quantization.ops import (
@@ -106,11 +107,13 @@ __all__ = [
     "rung",
     "spectral_stats",
     "spectrum",
+    "sqnr",
     "step_rungs",
     "stiffness",
+    "values_used",
 ]
 
-_TORCH_MODULES = ("ops", "scaling", "diagnostics", "flip_metrics", "rank_health")
+_TORCH_MODULES = ("ops", "scaling", "diagnostics", "fidelity", "flip_metrics", "rank_health")
 
 
 def __getattr__(name: str) -> Any:
