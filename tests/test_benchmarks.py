@@ -1,18 +1,25 @@
 """The benchmarks run and say what they promise. How fast anything is, is never asserted."""
 
 import argparse
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+from altgrad.quantization import fused
+from altgrad.quantization.formats import E4M3, E5M2, FP8Format
 from altgrad.training.data import Corpus, load_corpus
+from benchmarks import quantize
 from benchmarks.learn_as_nanogpt import Curves, compare
 from benchmarks.train_step import WARM_UP, Cost, Plain, Program, Size, Tracked, Untracked, measure
 
@@ -141,3 +148,116 @@ def test_the_verdict_holds_differences_against_seeds(early: float, late: float, 
     assert verdict.alike is alike
     assert verdict.seed_spread == pytest.approx(0.1)
     assert verdict.validation == pytest.approx(late)
+
+
+def test_quantize_prints_its_ratios() -> None:
+    settings = ["--json", "--elements", "4096", "--rounds", "2", "--formats", "E5M2", "--threads", "1"]
+    result = last_line("-m", "benchmarks.quantize", *settings)
+    by_format = {f"{job}_over_copy" for job in ("quantize", "fused", "stochastic", "decode", "step")}
+    optional = {"qtorch_over_ours", "ml_dtypes_over_ours"}
+    required = {"masks_over_ours", "eager_over_ours", "torch_cast_over_copy", "copy_ms"}
+    of_the_run = {"threads", "engine", "elements", "device"}
+    assert result.keys() == by_format | optional | required | of_the_run | {"differences"}
+    assert all(result[key].keys() == {"E4M3", "E5M2"} for key in by_format)
+    assert {key for key in optional if result[key] is None} == {
+        f"{name}_over_ours" for name in ("qtorch", "ml_dtypes") if name not in result["differences"]
+    }
+    timed = [result[key] for key in by_format | required | optional if result[key] is not None]
+    assert all(math.isfinite(number) and number > 0 for value in timed for number in numbers({"": value}))
+    assert (result["threads"], result["elements"], result["device"]) == (1, 4096, "cpu")
+    assert result["engine"] == fused.engine().name
+
+
+def test_what_does_not_give_our_values_is_not_timed_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copied(x: Tensor, format: FP8Format, scale: float, out: Tensor) -> Tensor:
+        return out.copy_(x)
+
+    monkeypatch.setattr(fused, "quantize", copied)
+    with pytest.raises(SystemExit, match=r"E5M2 quantize: \d+ elements differ"):
+        quantize.run([E5M2, E4M3], elements=64, rounds=1, device=torch.device("cpu"))
+
+
+def test_every_result_of_a_contender_is_compared() -> None:
+    def differences(*results: Tensor) -> int:
+        wanted = (torch.tensor(3), torch.tensor([0.0, 1.0, 2.0]))
+        return quantize.Contender(lambda: None, lambda: wanted, lambda _: results).differences()
+
+    assert differences(torch.tensor(3), torch.tensor([-0.0, 1.0, 2.0])) == 0
+    assert differences(torch.tensor(4), torch.tensor([0.0, 1.0, 2.0])) == 1
+    assert differences(torch.tensor(3), torch.tensor([0.5, 1.0, torch.nan])) == 2
+
+
+def test_the_other_ways_round_as_ours_but_for_ties() -> None:
+    contenders, absent = quantize.others(quantize.Buffers(1 << 16, torch.device("cpu")))
+    assert contenders.keys() | absent.keys() == {"eager", "torch cast", "masks", "qtorch", "ml_dtypes"}
+    agreeing = contenders.keys() - {"qtorch"}
+    assert {name: contenders[name].differences() for name in agreeing} == dict.fromkeys(agreeing, 0)
+
+
+def test_masks_round_to_nearest_ties_to_even() -> None:
+    values = [E4M3.to_real(code) for code in range(E4M3.max_code + 1)]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(values)]
+    inputs = [*values, *middles, *(math.nextafter(x, 0.0) for x in middles), 1e30, math.inf]
+    x = torch.tensor([*inputs, *(-x for x in inputs)])
+    wanted = torch.tensor([E4M3.to_real(E4M3.to_bits(value)) for value in x.tolist()])
+    torch.testing.assert_close(quantize.masks(x, E4M3), wanted, rtol=0, atol=0)
+    assert quantize.masks(torch.tensor([torch.nan]), E4M3).isnan().all()
+
+
+def test_contenders_take_one_turn_a_round_each_time_in_another_order() -> None:
+    log: list[str] = []
+    costs = {"A": itertools.count(0), "B": itertools.count(100), "C": itertools.count(200)}
+
+    def clock(action: Callable[[], Any]) -> float:
+        log.append(action())
+        return next(costs[log[-1]])
+
+    times = quantize.measure({name: lambda name=name: name for name in costs}, rounds=5, clock=clock)
+    turns = ["".join(log[i : i + 3]) for i in range(0, len(log), 3)]
+    assert len(turns) == quantize.WARM_UP + 5
+    assert {"".join(sorted(turn)) for turn in turns} == {"ABC"}
+    assert len(set(turns)) > 1
+    assert times == {name: start + quantize.WARM_UP + 2 for name, start in {"A": 0, "B": 100, "C": 200}.items()}
+
+
+@pytest.mark.parametrize(("device", "share"), [("cpu", None), ("cuda", {"E4M3": 0.5})])
+def test_ratios_hold_ours_against_a_copy_and_others_against_ours(
+    device: str, share: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "engine", lambda kind: fused.Engine("compiled"))
+    over_copy = {"quantize": 2.0, "fused": 3.0, "stochastic": 4.0, "decode": 1.0, "step": 0.5}
+    over_ours = {"eager": 5.0, "masks": 30.0, "ml_dtypes": 15.0, "qtorch": None}
+    times = {"copy_": 2.0, "torch cast": 3.0} | {f"E4M3 {job}": 2 * ratio for job, ratio in over_copy.items()}
+    times |= {name: 4 * ratio for name, ratio in over_ours.items() if ratio}
+    absent = {"qtorch": "not installed"}
+    result = quantize.ratios(quantize.Measured(times, {"eager": 0}, absent, ["E4M3"], 8, 1, torch.device(device)))
+    assert {job: result[f"{job}_over_copy"] for job in over_copy} == {
+        job: {"E4M3": ratio} for job, ratio in over_copy.items()
+    }
+    assert {name: result[f"{name}_over_ours"] for name in over_ours} == over_ours
+    assert (result["torch_cast_over_copy"], result["copy_ms"]) == (1.5, 2000.0)
+    assert result.get("copy_bandwidth_share") == share
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (None, "not installed"),
+        ("raise RuntimeError('Ninja is required\\nto load it')", "cannot be imported: Ninja is required"),
+        ("raise ImportError('no symbol')", "cannot be imported: no symbol"),
+    ],
+    ids=["absent", "does not build", "does not load"],
+)
+def test_a_library_that_is_not_to_be_had_is_named(
+    source: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source:
+        (tmp_path / "some_quantizer.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert quantize.library("some_quantizer") == reason
+
+
+def test_formats_are_taken_by_name_and_e4m3_joins_them() -> None:
+    assert [format.name for format in quantize.formats_of("E7M0,E2M5")] == ["E2M5", "E4M3", "E7M0"]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"E0M7, .*, got 'bf16'"):
+        quantize.formats_of("E4M3,bf16")

@@ -214,14 +214,15 @@ def _step_states(states: Tensor, n: FormatNumbers, scale: Tensor, rungs: Tensor,
     out.copy_(torch.where(here == NAN_STATE, here, kernels.step_rungs(here, rungs, n)).to(torch.int8))
 
 
-#: What makes a GPU divide and keep subnormals as it does outside of compiled programs.
-_EXACT = ("eager_numerics.division_rounding", "eager_numerics.disable_ftz")
+#: A GPU divides and keeps subnormals as it does outside of compiled programs; a CPU uses the threads of the moment,
+#: and not those of the process that filled the compiler's cache.
+_OPTIONS = ("eager_numerics.division_rounding", "eager_numerics.disable_ftz", "cpp.dynamic_threads")
 
 
 @functools.cache
 def _program(kernel: Callable[..., Any]) -> Callable[..., Any]:
     known = torch._inductor.list_options()
-    return torch.compile(kernel, dynamic=True, options={name: True for name in _EXACT if name in known})
+    return torch.compile(kernel, dynamic=True, options={name: True for name in _OPTIONS if name in known})
 
 
 @torch.no_grad()

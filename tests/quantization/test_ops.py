@@ -1,114 +1,52 @@
-"""The public door: values, codes and gradients, against gfloat and against the laws that rounding obeys."""
+"""The public door: dtypes, layouts, scales, gradients, codes and steps, and what is turned away at it."""
 
+import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
-import gfloat
 import numpy as np
 import pytest
 import torch
-from grid_oracle import gfloat_info, gfloat_round, grid, hard_values, near_values, same_bits
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cases import by_every_name, by_name, name_of
+from grid_oracle import gfloat_round, hard_values, near_values, same_bits
+from torch import Tensor
 
 from altgrad.quantization import ops
-from altgrad.quantization.formats import (
-    BF16,
-    E0M7,
-    E1M6,
-    E3M4,
-    E4M3,
-    E5M2,
-    FORMAT_REGISTRY,
-    FP8_FORMATS,
-    FP16,
-    FP32,
-    FP8Format,
-)
-from altgrad.quantization.ops import decode, dequantize, encode, quantize, rung
-
-by_name = pytest.mark.parametrize("format", FP8_FORMATS, ids=lambda format: format.name)
-by_every_name = pytest.mark.parametrize("format", FORMAT_REGISTRY.values(), ids=lambda format: format.name)
-
-floats = st.floats(width=32, allow_nan=False)
-moderate = st.floats(min_value=-(2.0**70), max_value=2.0**70, width=32).filter(lambda x: x == 0 or abs(x) > 2.0**-80)
-vectors = st.lists(floats, min_size=1, max_size=30).map(lambda values: torch.tensor(values, dtype=torch.float32))
-scales = st.floats(min_value=2.0**-30, max_value=2.0**30, width=32)
-laws = settings(max_examples=50, deadline=None)
+from altgrad.quantization.formats import BF16, E3M4, E4M3, E5M2, FP8_FORMATS, FP16, FP32, FP8Format
+from altgrad.quantization.ops import decode, dequantize, encode, quantize, quantize_stochastic, rung, step_rungs
 
 
-class TestLaws:
-    @by_every_name
-    @laws
-    @given(x=vectors)
-    def test_idempotent(self, format: FP8Format, x: torch.Tensor) -> None:
-        once = quantize(x, format, 1.0)
-        assert same_bits(quantize(once, format, 1.0), once)
+def bits_for(x: Tensor) -> Tensor:
+    return ops.random_bits(x.shape, seed=0, step=1, device=x.device)
 
-    @by_every_name
-    @laws
-    @given(x=vectors)
-    def test_monotone(self, format: FP8Format, x: torch.Tensor) -> None:
-        q = quantize(x.sort().values, format, 1.0)
-        assert (q[1:] >= q[:-1]).all()
 
-    @by_every_name
-    @laws
-    @given(x=vectors)
-    def test_odd(self, format: FP8Format, x: torch.Tensor) -> None:
-        assert torch.equal(quantize(-x, format, 1.0), -quantize(x, format, 1.0))
+#: Functions of values and a scale that return floating-point values of the same dtype.
+VALUES: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "quantize": lambda x, scale: quantize(x, E3M4, scale),
+    "quantize_stochastic": lambda x, scale: quantize_stochastic(x, E3M4, scale, bits_for(x)),
+    "dequantize": dequantize,
+}
+#: Functions of values and a scale that return integers.
+INTEGERS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "encode": lambda x, scale: encode(x, E3M4, scale),
+    "grid_state": lambda x, scale: ops.grid_state(x, E3M4, scale),
+}
+SCALED = {**VALUES, **INTEGERS, "decode": lambda x, scale: decode(x.to(torch.uint8), E3M4, scale)}
 
-    @by_name
-    @laws
-    @given(x=vectors)
-    def test_error_is_the_distance_to_the_nearest_grid_value(self, format: FP8Format, x: torch.Tensor) -> None:
-        x = x[x.abs() <= format.max_representable_value].double()
-        distance = (x[:, None] - torch.from_numpy(grid(format)).double()).abs().amin(-1)
-        assert torch.equal((quantize(x.float(), format, 1.0).double() - x).abs(), distance)
+SCALE_SHAPES = [(), (1,), (5,), (4, 1), (1, 5), (4, 5), (3, 1, 1), (3, 4, 1), (3, 4, 5)]
 
-    @by_name
-    @laws
-    @given(x=vectors, scale=scales)
-    def test_decoded_codes_are_the_quantized_values(self, format: FP8Format, x: torch.Tensor, scale: float) -> None:
-        assert torch.equal(decode(encode(x, format, scale), format, scale), quantize(x, format, scale))
-
-    @by_name
-    @laws
-    @given(x=vectors)
-    def test_rungs_rise_with_values(self, format: FP8Format, x: torch.Tensor) -> None:
-        x = x.sort().values
-        rungs, q = rung(encode(x, format)), quantize(x, format, 1.0)
-        assert torch.equal(rungs[1:] > rungs[:-1], q[1:] > q[:-1])
-        assert torch.equal(rungs[1:] == rungs[:-1], q[1:] == q[:-1])
-
-    @by_every_name
-    @laws
-    @given(values=st.lists(moderate, min_size=1, max_size=30), power=st.integers(-20, 20))
-    def test_powers_of_two_pass_through(self, format: FP8Format, values: list[float], power: int) -> None:
-        x, factor = torch.tensor(values), 2.0**power
-        assert same_bits(quantize(x * factor, format, factor), quantize(x, format, 1.0) * factor)
-
-    @by_every_name
-    @laws
-    @given(x=vectors, scale=scales)
-    def test_quantize_is_the_composition(self, format: FP8Format, x: torch.Tensor, scale: float) -> None:
-        composed = dequantize(quantize(x / torch.tensor(scale), format, 1.0), scale)
-        assert same_bits(composed, quantize(x, format, scale))
-
-    @laws
-    @given(x=vectors, power=st.integers(-30, 30))
-    def test_e1m6_is_e0m7_times_four(self, x: torch.Tensor, power: int) -> None:
-        scale = 2.0**power
-        assert same_bits(quantize(x, E1M6, scale), quantize(x, E0M7, 4 * scale))
-        assert torch.equal(encode(x, E1M6, scale), encode(x, E0M7, 4 * scale))
-
-    @by_every_name
-    @laws
-    @given(x=vectors, scale=scales)
-    def test_gradient_is_the_identitys(self, format: FP8Format, x: torch.Tensor, scale: float) -> None:
-        x.requires_grad_()
-        upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-        (gradient,) = torch.autograd.grad(quantize(x, format, scale), x, upstream)
-        assert same_bits(gradient, upstream)
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.T,
+    "every second row": lambda x: x[::2],
+    "every third column": lambda x: x[:, ::3],
+    "flipped": lambda x: x.flip(0).T,
+    "expanded": lambda x: x[:1].expand(4, -1),
+    "empty": lambda x: x[:0],
+    "empty rows": lambda x: x[:, :0],
+    "one element": lambda x: x[0, 0],
+    "three dimensions": lambda x: x.view(2, 3, 10).permute(2, 0, 1),
+}
 
 
 class TestQuantize:
@@ -127,45 +65,10 @@ class TestQuantize:
         assert q[:2].tolist() == [2 * largest, -2 * largest]
         assert q[2].isnan()
 
-    def test_ties_without_mantissa_go_to_the_larger_magnitude_but_not_from_zero(self) -> None:
-        format = FORMAT_REGISTRY["E7M0"]
-        x = torch.tensor([1.5, 3.0, -6.0, 1.5 * 2.0**-62, 2.0**-63, -(2.0**-63)])
-        assert quantize(x, format, 1.0).tolist() == [2.0, 4.0, -8.0, 2.0**-61, 0.0, 0.0]
-
     def test_subnormals_carry_into_the_smallest_normal(self) -> None:
         smallest_normal = 2.0**-6
         x = torch.tensor([smallest_normal - 2.0**-11, smallest_normal - 2.0**-10, smallest_normal - 2.0**-9])
         assert quantize(x, E4M3, 1.0).tolist() == [smallest_normal, smallest_normal, smallest_normal - 2.0**-9]
-
-    @pytest.mark.parametrize("shape", [(), (1,), (4, 1), (1, 5), (4, 5), (3, 1, 1), (3, 4, 5)])
-    def test_scale_broadcasts(self, shape: tuple[int, ...]) -> None:
-        x = torch.from_numpy(near_values(E4M3, 60)).view(3, 4, 5)
-        scale = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.5
-        whole = quantize(x, E4M3, scale)
-        pairs = zip(x.flatten(), scale.expand_as(x).flatten(), strict=True)
-        assert torch.equal(whole.flatten(), torch.stack([quantize(value, E4M3, float(own)) for value, own in pairs]))
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-    def test_other_dtypes_compute_in_float32(self, dtype: torch.dtype) -> None:
-        x = torch.from_numpy(near_values(E3M4, 1000)).to(dtype).requires_grad_()
-        q = quantize(x, E3M4, 0.3)
-        assert q.dtype == dtype
-        assert torch.equal(q, quantize(x.detach().float(), E3M4, 0.3).to(dtype))
-        q.sum().backward()
-        assert x.grad is not None
-        assert x.grad.dtype == dtype
-
-    def test_layout_and_size_do_not_matter(self) -> None:
-        x = torch.from_numpy(near_values(E5M2, 60)).view(6, 10)
-        assert torch.equal(quantize(x.T[::2], E5M2, 1.0), quantize(x, E5M2, 1.0).T[::2])
-        assert quantize(torch.empty(0, 3), E5M2, torch.ones(3)).shape == (0, 3)
-        assert encode(torch.empty(0, 3), E3M4, torch.ones(0, 1)).shape == (0, 3)
-        assert decode(torch.empty(2, 0, dtype=torch.uint8), E3M4).shape == (2, 0)
-
-    def test_the_input_is_left_alone(self) -> None:
-        x = torch.tensor([0.3, 1000.0])
-        quantize(x, E4M3, 1.0)
-        assert torch.equal(x, torch.tensor([0.3, 1000.0]))
 
     def test_formats_first_used_in_inference_mode_can_still_train(self) -> None:
         ops._scalar_numbers.cache_clear()
@@ -175,69 +78,82 @@ class TestQuantize:
         quantize(x, E4M3, 1.0).sum().backward()
         assert x.grad is not None
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    def test_a_gpu_gives_the_same_bits(self) -> None:
-        x = torch.from_numpy(hard_values(E4M3))
-        for format in FORMAT_REGISTRY.values():
-            for scale in (1.0, 0.1, 3.7e-5):
-                assert same_bits(quantize(x.cuda(), format, scale).cpu(), quantize(x, format, scale)), format.name
+
+class TestInputs:
+    @pytest.mark.parametrize("function", SCALED)
+    @pytest.mark.parametrize("shape", SCALE_SHAPES, ids=str)
+    def test_scales_broadcast(self, function: str, shape: tuple[int, ...]) -> None:
+        x = torch.from_numpy(near_values(E4M3, 60)).view(3, 4, 5).abs()
+        scale = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.5
+        whole = SCALED[function](x, scale)
+        for at in itertools.product(range(3), range(4), range(5)):
+            alone = SCALED[function](x, float(scale.expand_as(x)[at]))
+            assert same_bits(whole[at], alone[at])
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.int32], ids=str)
+    def test_scales_are_float32_whatever_they_are_given_as(self, dtype: torch.dtype) -> None:
+        x, scale = torch.from_numpy(near_values(E4M3, 60)), torch.tensor(3, dtype=dtype)
+        assert same_bits(quantize(x, E4M3, scale), quantize(x, E4M3, 3.0))
+        assert same_bits(quantize(x, E4M3, 0.1), quantize(x, E4M3, torch.tensor(0.1, dtype=torch.float64)))
+
+    @pytest.mark.parametrize("function", SCALED)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layouts_do_not_matter(self, function: str, layout: str) -> None:
+        x = LAYOUTS[layout](torch.from_numpy(near_values(E5M2, 60)).view(6, 10).abs())
+        result = SCALED[function](x, 0.5)
+        assert same_bits(result, SCALED[function](x.clone(memory_format=torch.contiguous_format), 0.5))
+        assert result.shape == x.shape
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+    @pytest.mark.parametrize("function", [*VALUES, *INTEGERS])
+    def test_other_dtypes_compute_in_float32(self, function: str, dtype: torch.dtype) -> None:
+        x = torch.from_numpy(near_values(E3M4, 1000)).to(dtype)
+        result, expected = (SCALED[function](values, 0.3) for values in (x, x.to(torch.float32)))
+        assert same_bits(result, expected.to(dtype) if function in VALUES else expected)
+
+    @pytest.mark.parametrize("function", SCALED)
+    def test_are_left_alone(self, function: str) -> None:
+        x = torch.from_numpy(near_values(E3M4, 1000)).abs()
+        scale = torch.tensor(0.3)
+        copy = x.clone()
+        SCALED[function](x, scale)
+        assert same_bits(x, copy)
+        assert scale == torch.tensor(0.3)
+
+    @pytest.mark.parametrize("function", SCALED)
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_may_need_no_gradient(self, function: str, mode: Callable[[], Any]) -> None:
+        x = torch.from_numpy(near_values(E3M4, 1000)).abs()
+        expected = SCALED[function](x, 0.3)
+        x.requires_grad_()
+        with mode():
+            result = SCALED[function](x, 0.3)
+        assert not result.requires_grad
+        assert same_bits(result, expected)
 
 
 class TestGradients:
-    def test_saturated_and_underflowed_elements_pass_it_too(self) -> None:
-        x = torch.tensor([1e6, -1e6, 1e-9, 0.0], requires_grad=True)
-        quantize(x, E4M3, 1.0).backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+    @pytest.mark.parametrize("function", VALUES)
+    def test_have_the_dtype_of_their_values(self, function: str, dtype: torch.dtype) -> None:
+        x = torch.tensor([1e6, -1e6, 1e-9, 0.0], dtype=dtype, requires_grad=True)  # saturated and underflowed too
+        VALUES[function](x, 0.5).backward(torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=dtype))
         assert x.grad is not None
-        assert x.grad.tolist() == [1.0, 2.0, 3.0, 4.0]
+        assert x.grad.dtype == dtype
+        factor = 0.5 if function == "dequantize" else 1.0
+        assert x.grad.tolist() == [factor * upstream for upstream in (1.0, 2.0, 3.0, 4.0)]
 
-    def test_dequantize_multiplies_it_by_the_scale(self) -> None:
-        q, scale = torch.randn(2, 3, requires_grad=True), torch.tensor([[0.5], [3.0]], requires_grad=True)
-        dequantize(q, scale).sum().backward()
-        assert q.grad is not None
-        assert torch.equal(q.grad, scale.detach().expand(2, 3))
-
-    def test_scales_take_none(self) -> None:
-        x, scale = torch.ones(3, requires_grad=True), torch.tensor(2.0, requires_grad=True)
-        (quantize(x, E4M3, scale) + dequantize(x, scale)).sum().backward()
+    @pytest.mark.parametrize("function", VALUES)
+    def test_scales_take_none(self, function: str) -> None:
+        x, scale = torch.randn(2, 3, requires_grad=True), torch.tensor([[0.5], [3.0]], requires_grad=True)
+        VALUES[function](x, scale).sum().backward()
         assert scale.grad is None
+        assert x.grad is not None
+        expected = scale.detach() if function == "dequantize" else torch.ones(2, 1)
+        assert torch.equal(x.grad, expected.expand(2, 3))
 
 
 class TestCodes:
-    @by_name
-    def test_encode_is_gfloats(self, format: FP8Format) -> None:
-        values = hard_values(format)
-        theirs = gfloat.encode_ndarray(gfloat_info(format), gfloat_round(format, values))
-        np.testing.assert_array_equal(encode(torch.from_numpy(values), format).numpy(), theirs.astype(np.uint8))
-
-    @by_name
-    def test_decode_is_gfloats_for_every_code(self, format: FP8Format) -> None:
-        ours = decode(torch.arange(256, dtype=torch.uint8), format).numpy()
-        theirs = gfloat.decode_ndarray(gfloat_info(format), np.arange(256))
-        np.testing.assert_array_equal(ours, theirs)
-        finite = np.isfinite(theirs)
-        np.testing.assert_array_equal(np.signbit(ours)[finite], np.signbit(theirs)[finite])
-
-    @pytest.mark.parametrize(
-        ("format", "dtype"), [(E4M3, torch.float8_e4m3fn), (E5M2, torch.float8_e5m2)], ids=["E4M3", "E5M2"]
-    )
-    def test_codes_are_torchs_bytes(self, format: FP8Format, dtype: torch.dtype) -> None:
-        largest = format.max_representable_value
-        values = torch.cat([torch.from_numpy(hard_values(format)), torch.tensor([math.nan])])
-        expected = values.clamp(-largest, largest).to(dtype).view(torch.uint8)
-        assert torch.equal(encode(values, format), expected)
-        codes = torch.arange(256, dtype=torch.uint8)
-        torch.testing.assert_close(
-            decode(codes, format), codes.view(dtype).to(torch.float32), rtol=0, atol=0, equal_nan=True
-        )
-
-    def test_a_tensor_of_scales_decodes_by_channel(self) -> None:
-        codes = encode(torch.tensor([[1.0], [1.0]]), E4M3)
-        assert decode(codes, E4M3, torch.tensor([[2.0], [0.5]])).tolist() == [[2.0], [0.5]]
-
-    def test_nan_is_an_error_where_the_format_has_none(self) -> None:
-        with pytest.raises(ValueError, match="E3M4 has no code for NaN, got 1 of 2"):
-            encode(torch.tensor([1.0, math.nan]), E3M4)
-
     @by_name
     def test_rungs_are_the_order_of_values(self, format: FP8Format) -> None:
         codes = torch.arange(256, dtype=torch.uint8)
@@ -249,6 +165,28 @@ class TestCodes:
         assert rungs[[0, 128]].tolist() == [0, 0]
 
 
+class TestSteps:
+    def test_go_past_zero_without_a_sign(self) -> None:
+        codes = torch.tensor([0x01, 0x81, 0x80, 0x00, 0x02], dtype=torch.uint8)
+        moved = step_rungs(codes, torch.tensor([-1, 1, 1, -1, -3]), E4M3)
+        assert moved.tolist() == [0x00, 0x00, 0x01, 0x81, 0x81]
+
+    @pytest.mark.parametrize("steps", [-300, -1, 0, 1, 300])
+    def test_leave_nan_and_infinity_where_they_are(self, steps: int) -> None:
+        for format in (E4M3, E5M2):
+            beyond = [code for code in range(256) if not math.isfinite(format.to_real(code))]
+            codes = torch.tensor(beyond, dtype=torch.uint8)
+            assert torch.equal(step_rungs(codes, torch.tensor(steps), format), codes)
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+    def test_may_be_of_any_integer_dtype_and_shape(self, dtype: torch.dtype) -> None:
+        codes = encode(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), E4M3)
+        steps = torch.tensor([1, 8], dtype=dtype)
+        assert decode(step_rungs(codes, steps, E4M3), E4M3).tolist() == [[1.125, 4.0], [3.25, 8.0]]
+        assert step_rungs(codes[:0], steps, E4M3).shape == (0, 2)
+        assert step_rungs(codes.T, steps, E4M3).tolist() == step_rungs(codes.T.contiguous(), steps, E4M3).tolist()
+
+
 class TestGridState:
     @by_every_name
     def test_is_equal_where_quantized_values_are(self, format: FP8Format) -> None:
@@ -257,53 +195,69 @@ class TestGridState:
         state, q = ops.grid_state(x, format, 0.7), quantize(x, format, 0.7)
         assert torch.equal(state[:, None] == state, q[:, None] == q)
 
-    @pytest.mark.parametrize("format", [*FP8_FORMATS, FP16, BF16, FP32], ids=lambda format: format.name)
+    @pytest.mark.parametrize("format", [*FP8_FORMATS, FP16, BF16, FP32], ids=name_of)
     def test_nan_is_one_more_state(self, format: FP8Format) -> None:
         payloads = torch.tensor([0x7FC00000, 0x7F800001, -0x3FFFFF], dtype=torch.int32).view(torch.float32)
         nan = ops.grid_state(payloads, format, 1.0)
         finite = ops.grid_state(torch.from_numpy(near_values(E4M3, 300)), format, 1.0)
         assert len(nan.unique()) == 1
         assert nan[0] not in finite
-
-    @by_name
-    def test_is_one_byte(self, format: FP8Format) -> None:
-        assert ops.grid_state(torch.ones(3), format, 1.0).dtype == torch.int8
+        assert nan.dtype == (torch.int8 if format.bits == 8 else torch.int32)
 
 
-SCALED = {
-    "quantize": lambda scale: quantize(torch.ones(2, 3), E4M3, scale),
-    "dequantize": lambda scale: dequantize(torch.ones(2, 3), scale),
-    "encode": lambda scale: encode(torch.ones(2, 3), E4M3, scale),
-    "decode": lambda scale: decode(torch.zeros(2, 3, dtype=torch.uint8), E4M3, scale),
-    "grid_state": lambda scale: ops.grid_state(torch.ones(2, 3), E4M3, scale),
-}
+class TestErrors:
+    @pytest.mark.parametrize("function", SCALED)
+    @pytest.mark.parametrize(
+        ("bad", "shown"),
+        [
+            (0.0, "0.0"),
+            (-1.0, "-1.0"),
+            (math.nan, "nan"),
+            (math.inf, "inf"),
+            (1e-60, "0.0"),
+            (1e60, "inf"),
+            (torch.tensor([1.0, -2.0, 0.0]), "-2.0"),
+            (torch.tensor([[1.0], [math.nan]]), "nan"),
+        ],
+        ids=str,
+    )
+    def test_scales_without_meaning(self, function: str, bad: float | Tensor, shown: str) -> None:
+        with pytest.raises(ValueError, match=f"scale must be positive and finite in float32, got {shown}$"):
+            SCALED[function](torch.ones(2, 3), bad)
 
+    @pytest.mark.parametrize("function", SCALED)
+    @pytest.mark.parametrize("shape", [(2,), (3, 3), (1, 2, 3), (4, 1, 1)], ids=str)
+    def test_scales_that_do_not_fit(self, function: str, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match="does not broadcast"):
+            SCALED[function](torch.ones(2, 3), torch.ones(shape))
 
-@pytest.mark.parametrize("function", SCALED)
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, 1e-60, torch.tensor([1.0, -2.0, 1.0])], ids=str)
-def test_scales_without_meaning_are_errors(function: str, bad: float | torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="scale must be positive and finite"):
-        SCALED[function](bad)
+    @pytest.mark.parametrize("function", [*VALUES, *INTEGERS])
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+    def test_values_that_are_not_floating_point(self, function: str, dtype: torch.dtype) -> None:
+        with pytest.raises(ValueError, match=f"floating point, got {dtype}"):
+            SCALED[function](torch.ones(1, dtype=dtype), 1.0)
 
+    def test_random_bits_of_another_shape_or_dtype(self) -> None:
+        for bits in (torch.zeros(4, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)):
+            with pytest.raises(ValueError, match=r"bits must be int32 of shape \(3,\), got torch\.int"):
+                quantize_stochastic(torch.ones(3), E4M3, 1.0, bits)
 
-@pytest.mark.parametrize("function", SCALED)
-@pytest.mark.parametrize("shape", [(2,), (3, 3), (1, 2, 3), (4, 1, 1)], ids=str)
-def test_scales_that_do_not_fit_are_errors(function: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="does not broadcast"):
-        SCALED[function](torch.ones(shape))
+    @pytest.mark.parametrize("format", [FP32, BF16, FP16], ids=name_of)
+    def test_codes_of_wide_formats(self, format: FP8Format) -> None:
+        codes = torch.zeros(1, dtype=torch.uint8)
+        for call in (
+            lambda: encode(torch.ones(1), format),
+            lambda: decode(codes, format),
+            lambda: step_rungs(codes, codes, format),
+        ):
+            with pytest.raises(ValueError, match="codes are 8 bits wide"):
+                call()
 
-
-@pytest.mark.parametrize("format", [FP32, BF16, FP16], ids=lambda format: format.name)
-def test_codes_of_wide_formats_are_errors(format: FP8Format) -> None:
-    with pytest.raises(ValueError, match="codes are 8 bits wide"):
-        encode(torch.ones(1), format)
-    with pytest.raises(ValueError, match="codes are 8 bits wide"):
-        decode(torch.zeros(1, dtype=torch.uint8), format)
-
-
-def test_wrong_dtypes_are_errors() -> None:
-    with pytest.raises(ValueError, match=r"floating point, got torch\.int64"):
-        quantize(torch.ones(1, dtype=torch.int64), E4M3, 1.0)
-    for function in (rung, lambda codes: decode(codes, E4M3)):
-        with pytest.raises(ValueError, match=r"uint8, got torch\.int32"):
-            function(torch.zeros(1, dtype=torch.int32))
+    def test_codes_and_steps_of_another_dtype(self) -> None:
+        codes, wrong = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int32)
+        for call in (lambda: rung(wrong), lambda: decode(wrong, E4M3), lambda: step_rungs(wrong, wrong, E4M3)):
+            with pytest.raises(ValueError, match=r"uint8, got torch\.int32"):
+                call()
+        for dtype in (torch.float32, torch.complex64):
+            with pytest.raises(ValueError, match=f"rungs must be integers, got {dtype}"):
+                step_rungs(codes, codes.to(dtype), E4M3)
