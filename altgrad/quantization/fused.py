@@ -214,15 +214,19 @@ def _step_states(states: Tensor, n: FormatNumbers, scale: Tensor, rungs: Tensor,
     out.copy_(torch.where(here == NAN_STATE, here, kernels.step_rungs(here, rungs, n)).to(torch.int8))
 
 
-#: A GPU divides and keeps subnormals as it does outside of compiled programs; a CPU uses the threads of the moment,
-#: and not those of the process that filled the compiler's cache.
-_OPTIONS = ("eager_numerics.division_rounding", "eager_numerics.disable_ftz", "cpp.dynamic_threads")
+#: What makes a GPU divide and keep subnormals as it does outside of compiled programs.
+_EXACT = ("eager_numerics.division_rounding", "eager_numerics.disable_ftz")
+#: Tensors of fewer elements are not worth waking threads for.
+_PARALLEL_FROM = 1 << 16
 
 
 @functools.cache
-def _program(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def _program(kernel: Callable[..., Any], parallel: bool) -> Callable[..., Any]:
+    """A compiled kernel. Left alone, the compiler decides about threads by the first tensor it meets, for good."""
     known = torch._inductor.list_options()
-    return torch.compile(kernel, dynamic=True, options={name: True for name in _OPTIONS if name in known})
+    exact = {name: True for name in _EXACT if name in known}
+    threads: dict[str, Any] = {"cpp.dynamic_threads": True} if parallel else {"cpp.threads": 1}
+    return torch.compile(kernel, dynamic=True, options=exact | threads)
 
 
 @torch.no_grad()
@@ -241,7 +245,8 @@ def _run(
         data = {key: t.view(rows, -1) if t.shape == x.shape else t for key, t in data.items()}
         n, factor = (n.view(), factor.view(())) if single else (n.view(-1, 1), factor.view(-1, 1))
     compiled = engine(x.device.type).name == "compiled" and not _overlap(data.values())
-    return (_program(kernel) if compiled else kernel)(data[id(x)], n, factor, *(data[id(t)] for t in rest))
+    run = _program(kernel, x.numel() >= _PARALLEL_FROM) if compiled else kernel
+    return run(data[id(x)], n, factor, *(data[id(t)] for t in rest))
 
 
 def _overlap(tensors: Iterable[Tensor]) -> bool:

@@ -303,7 +303,7 @@ def checked_scale(x: Tensor, scale: float | Tensor) -> Tensor:
     pairs = zip(reversed(factor.shape), reversed(x.shape), strict=False)
     if factor.dim() > x.dim() or any(size not in (1, limit) for size, limit in pairs):
         raise ValueError(f"a scale of shape {tuple(factor.shape)} does not broadcast to {tuple(x.shape)}")
-    return factor.to(x.device)
+    return factor.to(x.device, non_blocking=True)
 
 
 def _require(condition: Tensor, message: Callable[[], str]) -> None:

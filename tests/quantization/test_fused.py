@@ -26,7 +26,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, hone
         request.getfixturevalue("compiler")
         return
 
-    def refuse(kernel: Callable[..., Any]) -> NoReturn:
+    def refuse(*_: Any) -> NoReturn:
         raise AssertionError("compiled where it should run eagerly")
 
     monkeypatch.setattr(fused, "engine", lambda device="cpu": fused.Engine("eager", "as the test says"))
