@@ -43,6 +43,7 @@ STEERED = [
     ("adamw", ADAM | {"weight_decay"}),
     ("manifold_adamw, gradient", ADAM | {"weight_decay", "precondition"}),
     ("manifold_adamw, update", ADAM | {"weight_decay", "precondition", "rung_lr"}),
+    ("muon", {"lr", "weight_decay", "muon_momentum"} | SCHEDULE),
     ("grid", SCHEDULE | {"weight_decay", "seed", "grid_scale", "grid_momentum", "rung_clip"}),
 ]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from altgrad.quantization.formats import FORMAT_REGISTRY
 
 LAYER_PRESETS: tuple[str, ...] = ("all", "attention", "mlp", "no_head", "head")
-OPTIMIZER_NAMES: tuple[str, ...] = ("adamw", "manifold_adamw", "grid")
+OPTIMIZER_NAMES: tuple[str, ...] = ("adamw", "manifold_adamw", "muon", "grid")
 
 
 class Problem(NamedTuple):
@@ -95,7 +95,7 @@ class RunConfig:
 
     #: Number format of the quantized tensors.
     format: str = "E4M3"
-    optimizer: Literal["adamw", "manifold_adamw", "grid"] = "adamw"
+    optimizer: Literal["adamw", "manifold_adamw", "muon", "grid"] = "adamw"
     #: Where quantized weights live: float32 masters, or on the grid after rounding each step.
     storage: Literal["master", "nearest", "stochastic"] = "master"
     #: Which matrices are quantized: a preset, or rules of which the first match wins.
@@ -127,6 +127,8 @@ class RunConfig:
     precondition: Literal["gradient", "update"] = "gradient"
     #: ManifoldAdamW with ``precondition: update``: peak rungs a step of quantized matrices (``lr`` moves the rest).
     rung_lr: float = 0.1
+    #: Muon: decay of the momentum of matrices other than the embeddings and the head.
+    muon_momentum: float = 0.95
     #: GridOptim: rungs a unit of velocity.
     grid_scale: float = 6.0
     grid_momentum: float = 0.9
@@ -184,7 +186,7 @@ class RunConfig:
 #: Fields in which the lanes of one program may differ; all others decide its shape or its schedule.
 LANE_FIELDS: frozenset[str] = frozenset(
     {"format", "storage", "layers", "gradient_format", "seed", "lr", "min_lr_ratio", "beta1", "beta2", "eps"}
-    | {"weight_decay", "grad_clip", "rung_lr", "grid_scale", "grid_momentum", "rung_clip"}
+    | {"weight_decay", "grad_clip", "rung_lr", "muon_momentum", "grid_scale", "grid_momentum", "rung_clip"}
 )
 
 
@@ -256,7 +258,7 @@ def _out_of_range(c: RunConfig) -> typing.Iterator[Problem]:
     for key in ("weight_decay", "grad_clip"):
         if not getattr(c, key) >= 0:
             yield Problem((key,), f"must not be negative, got {getattr(c, key)}")
-    for key in ("beta1", "beta2", "grid_momentum"):
+    for key in ("beta1", "beta2", "muon_momentum", "grid_momentum"):
         if not 0 <= getattr(c, key) < 1:
             yield Problem((key,), f"must lie in [0, 1), got {getattr(c, key)}")
     if not 0 <= c.min_lr_ratio <= 1:

@@ -10,6 +10,8 @@ from torch import Tensor
 from altgrad.quantization.diagnostics import exponent_stiffness
 from altgrad.quantization.kernels import rung_spacing, rung_to_value
 from altgrad.training.config import RunConfig
+from altgrad.training.model import EMBEDDINGS
+from altgrad.training.muon import MuonNumbers, muon_
 from altgrad.training.optimizer import MAX_STIFFNESS, AdamNumbers, adam_numbers, adamw_, grid_rungs_
 from altgrad.training.precision import GRID_STREAM, WeightGrid
 from altgrad.training.weights import Stack, per_lane
@@ -27,6 +29,9 @@ class LaneNumbers:
         self._device = device
         self._decayed = self._adam(configs, step, decay=True)
         self._plain = self._adam(configs, step, decay=False)
+        self._muon = MuonNumbers(
+            self._tensor(self.lr), self._decayed.keep, self._tensor([c.muon_momentum for c in configs])
+        )
         #: Rungs a step for each unit of learning rate.
         self.rungs_per_lr = self._tensor([c.rung_lr / c.lr for c in configs])
         self.grid_scale = self._tensor([c.grid_scale * f for c, f in zip(configs, factors, strict=True)])
@@ -39,6 +44,10 @@ class LaneNumbers:
         """Adam's numbers shaped for a stack; vectors do not decay."""
         numbers = self._decayed if stack.is_matrix else self._plain
         return AdamNumbers(*(per_lane(n, stack.stored) for n in numbers if isinstance(n, Tensor)))
+
+    def muon(self, stack: Stack) -> MuonNumbers:
+        """Muon's numbers shaped for a stack of matrices."""
+        return MuonNumbers(*(per_lane(n, stack.stored) for n in self._muon if isinstance(n, Tensor)))
 
     def _adam(self, configs: Sequence[RunConfig], step: int, decay: bool) -> AdamNumbers:
         lanes = [
@@ -67,6 +76,7 @@ class LaneOptimizer:
         aware = config.optimizer == "manifold_adamw" and grid is not None
         self._precondition = config.precondition if aware else None
         self._grid = grid
+        self._orthogonal = config.optimizer == "muon" and stack.is_matrix and stack.names[0] not in EMBEDDINGS
         formats = grid.formats if grid else ()
         rungs = [config.optimizer == "grid" and f.bits == 8 for f in formats] or [False]
         self._rungs_anywhere, self._rungs_everywhere = any(rungs), all(rungs)
@@ -75,7 +85,7 @@ class LaneOptimizer:
         self._identity = torch.tensor([f.is_identity for f in formats] or [True], device=device).view(-1, 1, 1)
         bits = [f.significand_bits for f in formats]
         self._significand_bits = torch.tensor(bits, dtype=torch.int32, device=device).view(-1, 1, 1)
-        names = [] if self._rungs_everywhere else ["exp_avg", "exp_avg_sq"]
+        names = ["momentum_buffer"] if self._orthogonal else [] if self._rungs_everywhere else ["exp_avg", "exp_avg_sq"]
         names += ["velocity"] if self._rungs_anywhere else []
         #: Tensors of the shape of the stack.
         self.state = {name: torch.zeros_like(stack.stored) for name in names}
@@ -83,7 +93,9 @@ class LaneOptimizer:
     def step(self, stack: Stack, numbers: LaneNumbers, step: int) -> None:
         """Move ``stack.stored`` by one step along ``stack.gradient``."""
         descended = self._descended(stack, numbers, step) if self._rungs_anywhere else None
-        if not self._rungs_everywhere:
+        if self._orthogonal:
+            muon_(stack.stored, stack.gradient, self.state["momentum_buffer"], numbers.muon(stack))
+        elif not self._rungs_everywhere:
             self._adam(stack, numbers)
         if descended is not None:
             kept = descended if self._rungs_everywhere else torch.where(self._on_rungs, descended, stack.stored)

@@ -14,7 +14,7 @@ from altgrad.training.config import LANE_FIELDS, ConfigError, Problem, RunConfig
 from altgrad.training.data import Batches, Corpus
 from altgrad.training.lane_optimizer import LaneOptimizer
 from altgrad.training.metrics import Recorder
-from altgrad.training.model import cross_entropy, forward, initial_parameters
+from altgrad.training.model import EMBEDDINGS, cross_entropy, forward, initial_parameters
 from altgrad.training.precision import Flow, WeightGrid, layer_formats
 from altgrad.training.weights import Stack
 
@@ -74,10 +74,10 @@ class Lanes:
         self.loss = torch.compile(self._loss) if self.config.compile else self._loss
 
     def _parts(self, formats: Formats, values: Mapping[str, Tensor]) -> list[Part]:
-        """Parameters of equal shape and equal formats make one part."""
+        """Parameters of one shape, with the same formats and the same optimizer, make one part."""
         members: dict[tuple, list[str]] = {}
         for name, value in values.items():
-            members.setdefault((value.shape, formats.get(name)), []).append(name)
+            members.setdefault((value.shape, formats.get(name), name in EMBEDDINGS), []).append(name)
         place = {name: i for i, name in enumerate(self.matrices)}
         return [
             Part(

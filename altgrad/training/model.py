@@ -14,6 +14,8 @@ from torch import Tensor
 
 from altgrad.training.config import ModelConfig
 
+#: Matrices that stand between tokens and the model's own space.
+EMBEDDINGS = ("wte", "wpe", "lm_head")
 #: What stands between a matrix and its input (``enter``) or output (``leave``): (name, tensor) -> tensor.
 Hook = Callable[[str, Tensor], Tensor]
 

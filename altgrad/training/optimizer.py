@@ -1,4 +1,4 @@
-"""AdamW, ManifoldAdamW and GridOptim: one functional update each, used by public optimizers and by the lane trainer.
+"""AdamW, ManifoldAdamW, Muon and GridOptim: one functional update each, for public optimizers and the lane trainer.
 
 The updates work in place on tensors of any shape. Their numbers are floats, or tensors that broadcast against the
 parameters, so that every lane has its own.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from altgrad.quantization.diagnostics import exponent_stiffness, is_update
 from altgrad.quantization.kernels import stream_keys, uniform_bits
+from altgrad.training.muon import MuonNumbers, muon_
 
 #: Upper bound of the stiffness that multiplies gradients.
 MAX_STIFFNESS = 1e6
@@ -117,7 +118,7 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._update(param, param.grad, group, self._state_of(param))
+                    self._update(param, param.grad, group)
         return loss
 
     def _state_of(self, param: Tensor) -> dict[str, Any]:
@@ -127,9 +128,10 @@ class AdamW(torch.optim.Optimizer):
         state["step"] += 1
         return state
 
-    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], spacing: Tensor | None = None) -> None:
+        state = self._state_of(param)
         n = adam_numbers(state["step"], group["lr"], group["betas"], group["eps"], group["weight_decay"])
-        adamw_(param, grad, state["exp_avg"], state["exp_avg_sq"], n)
+        adamw_(param, grad, state["exp_avg"], state["exp_avg_sq"], n, spacing)
 
 
 class ManifoldAdamW(AdamW):
@@ -178,13 +180,50 @@ class ManifoldAdamW(AdamW):
         for group in self.param_groups:
             group |= self.defaults | group
 
-    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        n = adam_numbers(state["step"], group["lr"], group["betas"], group["eps"], group["weight_decay"])
-        spacing = None
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], spacing: Tensor | None = None) -> None:
         if group["manifold_aware"]:
             stiffness = exponent_stiffness(param, group["mantissa_bits"]).clamp_max(group["max_stiffness"])
             grad, spacing = (grad * stiffness, None) if group["precondition"] == "gradient" else (grad, stiffness)
-        adamw_(param, grad, state["exp_avg"], state["exp_avg_sq"], n, spacing)
+        super()._update(param, grad, group, spacing)
+
+
+class Muon(AdamW):
+    """Orthogonalised momentum for matrices, AdamW for everything else; step sizes match, so one lr serves both.
+
+    Muon is for matrices that map one space to another. Embeddings and the head belong into a group with
+    ``"orthogonal": False``, which AdamW moves.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate.
+        betas: AdamW's decay of the two moments.
+        eps: AdamW's, added to the root of the second moment.
+        weight_decay: decoupled decay.
+        momentum: decay of Muon's momentum.
+        orthogonal: False leaves all of them to AdamW.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        orthogonal: bool = True,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+        self.defaults |= {"momentum": momentum, "orthogonal": orthogonal}
+        for group in self.param_groups:
+            group |= self.defaults | group
+
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], spacing: Tensor | None = None) -> None:
+        if param.dim() != 2 or not group["orthogonal"]:
+            super()._update(param, grad, group, spacing)
+            return
+        buffer = self.state[param].setdefault("momentum_buffer", torch.zeros_like(param))
+        muon_(param, grad, buffer, MuonNumbers(group["lr"], 1 - group["lr"] * group["weight_decay"], group["momentum"]))
 
 
 class GridOptim(torch.optim.Optimizer):
@@ -313,5 +352,6 @@ def _grid_values(dtype: torch.dtype) -> Tensor:
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": AdamW,
     "manifold_adamw": ManifoldAdamW,
+    "muon": Muon,
     "grid": GridOptim,
 }

@@ -41,6 +41,14 @@ MIXES = {
         small(format=name, optimizer="manifold_adamw", storage="stochastic", precondition="update", rung_lr=lr)
         for name, lr in (("E0M7", 0.1), ("E4M3", 0.5), ("E5M2", 1.0))
     ],
+    "muon": [
+        small(format=name, optimizer="muon", storage=storage, muon_momentum=momentum, lr=lr)
+        for name, storage, momentum, lr in (
+            ("E4M3", "master", 0.95, 1e-3),
+            ("E5M2", "stochastic", 0.9, 1e-2),
+            ("fp32", "master", 0.5, 3e-3),
+        )
+    ],
     "quantized gradients": [
         small(format=name, tensors=("weights", "activations", "gradients")) for name in ("E4M3", "fp32", "E6M1")
     ],
