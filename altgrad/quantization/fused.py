@@ -5,7 +5,7 @@ Results equal those of `altgrad.quantization.ops` bit for bit; what differs is t
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from altgrad.quantization import kernels
 from altgrad.quantization.formats import FP8Format
 from altgrad.quantization.kernels import FormatNumbers
-from altgrad.quantization.ops import NAN_STATE, checked_scale, numbers
+from altgrad.quantization.ops import NAN_STATE, checked_numbers, checked_scale
 
 
 class Engine(NamedTuple):
@@ -33,6 +33,8 @@ def engine(device_type: str = "cpu") -> Engine:
     >>> engine().name in ("compiled", "eager")
     True
     """
+    if torch._dynamo.config.disable:
+        return Engine("eager", "compilation is disabled (TORCHDYNAMO_DISABLE)")
     try:
         torch.compile(torch.neg)(torch.zeros(1, device=device_type))
     except RuntimeError as error:
@@ -60,6 +62,7 @@ def quantize(x: Tensor, format: FP8Format | FormatNumbers, scale: float | Tensor
     >>> quantize(x, E4M3, 1.0, out=x)
     tensor([3.1250e-01, 4.4800e+02])
     """
+    _require_floating(x, out)
     _require_beside(x, out)
     _run(_quantize, x, format, scale, out)
     return out
@@ -92,7 +95,10 @@ def quantize_stochastic(
     >>> torch.equal(quantize_stochastic(x, E4M3, 1.0, key, out=torch.empty_like(x)), same)
     True
     """
+    _require_floating(x, out)
     _require_beside(x, out)
+    if key.dtype != torch.int32 or key.numel() not in (1, len(x) if x.dim() else 1):
+        raise ValueError(f"key must be int32, one or one a lane, got {key.dtype} of shape {tuple(key.shape)}")
     _run(_quantize_stochastic, x, format, scale, out, key)
     return out
 
@@ -107,7 +113,7 @@ def quantize_and_count(
         format: an 8-bit format, or the numbers of one a lane.
         scale: what one unit of the format is worth, > 0 and finite.
         before: int8 states of the shape of ``x``: what the elements were.
-        after: int8 of the shape of ``x``, another buffer than ``before``: what they are now.
+        after: int8 of the shape of ``x``: what they are now. It may be ``before`` itself, at the cost of a copy.
         out: a floating-point tensor of the shape of ``x``.
 
     Returns:
@@ -123,8 +129,11 @@ def quantize_and_count(
     >>> quantize_and_count(x, E4M3, 1.0, before, after, out=torch.empty_like(x)), after
     (tensor(1), tensor([56, 64], dtype=torch.int8))
     """
+    _require_floating(x, out)
     _require_states(before, after)
     _require_beside(x, before, after, out)
+    if after.data_ptr() == before.data_ptr():
+        before = before.clone()
     _require_eight_bits(format)
     return _run(_quantize_and_count, x, format, scale, before, after, out).sum()
 
@@ -139,7 +148,7 @@ def decode_states(states: Tensor, format: FP8Format | FormatNumbers, scale: floa
         out: a floating-point tensor of the shape of ``states``.
 
     Returns:
-        ``out``, NaN where the state is.
+        ``out``, NaN where the state is, or is none of the format's.
 
     Raises:
         ValueError: as in `quantize_and_count`.
@@ -148,6 +157,7 @@ def decode_states(states: Tensor, format: FP8Format | FormatNumbers, scale: floa
     >>> decode_states(torch.tensor([0, 56, -57, -128], dtype=torch.int8), E4M3, 2.0, out=torch.empty(4))
     tensor([ 0.0000,  2.0000, -2.2500,     nan])
     """
+    _require_floating(out)
     _require_states(states)
     _require_beside(states, out)
     _require_eight_bits(format)
@@ -178,7 +188,7 @@ def step_states(states: Tensor, rungs: Tensor, format: FP8Format | FormatNumbers
     _require_states(states, out)
     _require_beside(states, rungs, out)
     _require_eight_bits(format)
-    if rungs.is_floating_point():
+    if rungs.is_floating_point() or rungs.is_complex():
         raise ValueError(f"rungs must be integers, got {rungs.dtype}")
     _run(_step_states, states, format, 1.0, rungs, out)
     return out
@@ -206,7 +216,7 @@ def _quantize_and_count(
 
 def _decode_states(states: Tensor, n: FormatNumbers, scale: Tensor, out: Tensor) -> None:
     rungs = states.to(torch.int32)
-    out.copy_(torch.where(rungs == NAN_STATE, torch.nan, kernels.rung_to_value(rungs, n)) * scale)
+    out.copy_(torch.where(rungs.abs() > n.max_rung, torch.nan, kernels.rung_to_value(rungs, n)) * scale)
 
 
 def _step_states(states: Tensor, n: FormatNumbers, scale: Tensor, rungs: Tensor, out: Tensor) -> None:
@@ -234,22 +244,23 @@ def _run(
     kernel: Callable[..., Any], x: Tensor, format: FP8Format | FormatNumbers, scale: float | Tensor, *rest: Tensor
 ) -> Tensor:
     """Call a kernel on ``x`` and its buffers, as rows where each row has one format and one scale."""
-    n, factor = numbers(format, x.device), checked_scale(x, scale)
+    n, factor = checked_numbers(x, format), checked_scale(x, scale)
     if x.numel() == 0:
         return torch.zeros(0, dtype=torch.int64, device=x.device)
     single = n.max_value.numel() == factor.numel() == 1
     by_lane = all(t.numel() == 1 or t.shape == (x.shape[0], *[1] * (x.dim() - 1)) for t in (n.max_value, factor))
-    data = {id(t): t.detach() for t in (x, *rest)}  # one tensor each, also where out is x
+    # One tensor each, also where out is x; and of their own, since each depth of views would be compiled anew.
+    data = {id(t): t.data for t in (x, *rest)}
     if by_lane and all(t.is_contiguous() for t in data.values()):
         rows = 1 if single else len(x)
-        data = {key: t.view(rows, -1) if t.shape == x.shape else t for key, t in data.items()}
+        data = {key: t.view(rows, -1).data if t.shape == x.shape else t for key, t in data.items()}
         n, factor = (n.view(), factor.view(())) if single else (n.view(-1, 1), factor.view(-1, 1))
-    compiled = engine(x.device.type).name == "compiled" and not _overlap(data.values())
+    compiled = engine(x.device.type).name == "compiled" and not _overlap(*data.values(), factor)
     run = _program(kernel, x.numel() >= _PARALLEL_FROM) if compiled else kernel
     return run(data[id(x)], n, factor, *(data[id(t)] for t in rest))
 
 
-def _overlap(tensors: Iterable[Tensor]) -> bool:
+def _overlap(*tensors: Tensor) -> bool:
     """Different tensors share memory, which compiled programs do not accept."""
     storages = [t.untyped_storage().data_ptr() for t in tensors]
     return len(set(storages)) < len(storages)
@@ -260,6 +271,12 @@ def _require_beside(x: Tensor, *others: Tensor) -> None:
         if other.shape != x.shape or other.device != x.device:
             there, here = f"{tuple(other.shape)} on {other.device}", f"{tuple(x.shape)} on {x.device}"
             raise ValueError(f"a buffer must be of shape {here}, got {there}")
+
+
+def _require_floating(*tensors: Tensor) -> None:
+    for each in tensors:
+        if not each.is_floating_point():
+            raise ValueError(f"values must be floating point, got {each.dtype}")
 
 
 def _require_states(*states: Tensor) -> None:

@@ -176,8 +176,8 @@ def step_rungs(rung: Tensor, steps: Tensor, n: FormatNumbers) -> Tensor:
     >>> step_rungs(torch.tensor([0, 120], dtype=torch.int32), torch.tensor([-1, 10]), format_numbers([E4M3]))
     tensor([ -1, 126], dtype=torch.int32)
     """
-    if steps.dtype == torch.int64:
-        steps = steps.clamp(-(2**17), 2**17)
+    if steps.dtype not in (torch.int8, torch.uint8, torch.int16):  # no sum below leaves int32
+        steps = steps.to(torch.int64).clamp(-(2**17), 2**17)
     return torch.minimum(torch.maximum(rung + steps.to(torch.int32), -n.max_rung), n.max_rung)
 
 
@@ -185,7 +185,8 @@ def round_stochastic(v: Tensor, n: FormatNumbers, bits: Tensor) -> Tensor:
     """Round to one of the two neighbours, outward with the probability that makes it unbiased in value.
 
     Random bits are added where the format has no bits left, and what carries goes up. For normal values each outcome
-    has exactly its probability; subnormal ones are first rounded to one bit less than the random ones resolve.
+    has exactly its probability. Subnormal values are first rounded to what the random bits resolve, so that it is off
+    by at most half of ``2**-rest_bits``.
 
     Args:
         v: float32 values divided by the scale.

@@ -115,7 +115,7 @@ class QuantizeFunc(torch.autograd.Function):
     ) -> Tensor:
         """See `quantize` and `quantize_stochastic`."""
         factor = checked_scale(x, scale)
-        v, n = _float32(x) / factor, numbers(format, x.device)
+        v, n = _float32(x) / factor, checked_numbers(x, format)
         q = kernels.round_nearest(v, n) if bits is None else kernels.round_stochastic(v, n, bits)
         return (q * factor).to(x.dtype)
 
@@ -235,6 +235,7 @@ def step_rungs(codes: Tensor, rungs: Tensor, format: FP8Format) -> Tensor:
     _require_codes(codes)
     if rungs.is_floating_point() or rungs.is_complex():
         raise ValueError(f"rungs must be integers, got {rungs.dtype}")
+    _require_broadcast("rungs", rungs, codes)
     here = rung(codes).to(torch.int32)
     there = kernels.step_rungs(here, rungs, numbers(format, codes.device))
     moved = (there.abs() | ((there >> 24) & 0x80)).to(torch.uint8)
@@ -273,9 +274,12 @@ def numbers(format: FP8Format | FormatNumbers, device: torch.device) -> FormatNu
     return format if isinstance(format, FormatNumbers) else _numbers_of(format, device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _numbers_of(format: FP8Format, device: torch.device) -> FormatNumbers:
     return _scalar_numbers(format, device)
+
+
+# What torch.compiler.assume_constant_result does, which would import the whole compiler.
+_numbers_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -300,10 +304,29 @@ def checked_scale(x: Tensor, scale: float | Tensor) -> Tensor:
     factor = torch.as_tensor(scale, dtype=torch.float32).detach()
     valid = (factor > 0) & factor.isfinite()
     _require(valid.all(), lambda: f"scale must be positive and finite in float32, got {factor[~valid][0].item()}")
-    pairs = zip(reversed(factor.shape), reversed(x.shape), strict=False)
-    if factor.dim() > x.dim() or any(size not in (1, limit) for size, limit in pairs):
-        raise ValueError(f"a scale of shape {tuple(factor.shape)} does not broadcast to {tuple(x.shape)}")
-    return factor.to(x.device, non_blocking=True)
+    _require_broadcast("a scale", factor, x)
+    return factor.to(x.device, non_blocking=x.is_cuda)
+
+
+def checked_numbers(x: Tensor, format: FP8Format | FormatNumbers) -> FormatNumbers:
+    """The numbers of a format beside ``x``.
+
+    Raises:
+        ValueError: there is one for each lane, and the lanes are not those of ``x``.
+
+    >>> from altgrad.quantization.formats import E4M3, E5M2
+    >>> checked_numbers(torch.zeros(2, 3), format_numbers([E4M3, E5M2]).view(-1, 1)).mantissa_bits.tolist()
+    [[3], [2]]
+    """
+    n = numbers(format, x.device)
+    _require_broadcast("a format for each lane", n.max_value, x)
+    return n
+
+
+def _require_broadcast(what: str, values: Tensor, x: Tensor) -> None:
+    pairs = zip(reversed(values.shape), reversed(x.shape), strict=False)
+    if values.dim() > x.dim() or any(size not in (1, limit) for size, limit in pairs):
+        raise ValueError(f"{what} of shape {tuple(values.shape)} does not broadcast to {tuple(x.shape)}")
 
 
 def _require(condition: Tensor, message: Callable[[], str]) -> None:

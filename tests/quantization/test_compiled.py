@@ -141,14 +141,29 @@ class TestFused:
                 assert programs() == none + 2
 
     @pytest.mark.usefixtures("compiler")
-    @pytest.mark.xfail(
-        reason="PyTorch runs what is beyond its limit of eight programs eagerly and says so in a log only"
-    )
-    def test_programs_for_as_many_kinds_of_input_as_there_are(self) -> None:
-        x = torch.ones(2, 50)
-        with torch._dynamo.config.patch(recompile_limit=2):
-            for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-                fused.quantize(x.to(dtype), E4M3, 1.0, torch.empty_like(x, dtype=dtype))
+    def test_one_program_serves_every_shape(self) -> None:
+        none = programs()
+        for shape in ((500,), (20, 30), (2, 3, 50)):
+            x = torch.ones(shape)
+            fused.quantize(x, E4M3, 0.3, torch.empty_like(x))
+        assert programs() <= none + 1
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    @pytest.mark.parametrize("size", [(1 << 16) - 1, 1 << 16, (1 << 16) + 13])
+    def test_threads_change_no_bit(self, threads: int, size: int) -> None:
+        x, before = torch.from_numpy(near_values(E4M3, size)), torch.zeros(size, dtype=torch.int8)
+        out, after, usual = torch.empty_like(x), torch.empty_like(before), torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            flips = fused.quantize_and_count(x, E4M3, 0.3, before, after, out)
+            drawn = fused.quantize_stochastic(x, E4M3, 0.3, KEY, torch.empty_like(x))
+        finally:
+            torch.set_num_threads(usual)
+        assert same_bits(out, ops.quantize(x, E4M3, 0.3))
+        assert torch.equal(after, ops.grid_state(x, E4M3, 0.3))
+        assert flips == after.count_nonzero()
+        expected = ops.quantize_stochastic(x, E4M3, 0.3, kernels.random_bits(KEY, size))
+        assert same_bits(drawn, expected)
 
     def test_says_why_where_it_is_eager(self) -> None:
         for device in ("cpu", "no such device"):
