@@ -23,7 +23,7 @@ types: .venv/ready
 directions: .venv/ready
 	$(BIN)/lint-imports
 
-# Every float32 pattern in every format: half an hour on two cores.
+# Every float32 pattern in every format: ten minutes on two cores.
 exhaustive: .venv/ready
 	$(BIN)/python tests/quantization/exhaustive.py
 
