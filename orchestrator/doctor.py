@@ -73,7 +73,7 @@ def ray() -> Finding:
 
 def writable(storage: Path) -> Finding:
     """Runs can be kept where they are to be kept."""
-    nearest = next(folder for folder in (storage, *storage.absolute().parents) if folder.exists())
+    nearest = _nearest_folder(storage)
     try:
         with tempfile.NamedTemporaryFile(dir=nearest):
             return Finding("storage", "ok", str(storage))
@@ -83,7 +83,7 @@ def writable(storage: Path) -> Finding:
 
 def disk(storage: Path) -> Finding:
     """There is room for what sweeps write."""
-    nearest = next(folder for folder in (storage, *storage.absolute().parents) if folder.exists())
+    nearest = _nearest_folder(storage)
     free = shutil.disk_usage(nearest).free / _GIB
     found = f"{free:.1f} GiB free"
     if free < 0.25:
@@ -91,3 +91,8 @@ def disk(storage: Path) -> Finding:
     if free < 5:
         return Finding("disk", "warn", found, "large sweeps write gigabytes of checkpoints")
     return Finding("disk", "ok", found)
+
+
+def _nearest_folder(storage: Path) -> Path:
+    """The folder itself, or the one in which it would be made."""
+    return next(folder for folder in (storage, *storage.absolute().parents) if folder.exists())

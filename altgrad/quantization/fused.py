@@ -14,7 +14,7 @@ from torch import Tensor
 from altgrad.quantization import kernels
 from altgrad.quantization.formats import FP8Format
 from altgrad.quantization.kernels import FormatNumbers
-from altgrad.quantization.ops import NAN_STATE, checked_numbers, checked_scale
+from altgrad.quantization.ops import NAN_STATE, checked_numbers, checked_scale, require_floating, require_integers
 
 
 class Engine(NamedTuple):
@@ -62,7 +62,8 @@ def quantize(x: Tensor, format: FP8Format | FormatNumbers, scale: float | Tensor
     >>> quantize(x, E4M3, 1.0, out=x)
     tensor([3.1250e-01, 4.4800e+02])
     """
-    _require_floating(x, out)
+    require_floating(x)
+    require_floating(out)
     _require_beside(x, out)
     _run(_quantize, x, format, scale, out)
     return out
@@ -95,7 +96,8 @@ def quantize_stochastic(
     >>> torch.equal(quantize_stochastic(x, E4M3, 1.0, key, out=torch.empty_like(x)), same)
     True
     """
-    _require_floating(x, out)
+    require_floating(x)
+    require_floating(out)
     _require_beside(x, out)
     if key.dtype != torch.int32 or key.numel() not in (1, len(x) if x.dim() else 1):
         raise ValueError(f"key must be int32, one or one a lane, got {key.dtype} of shape {tuple(key.shape)}")
@@ -129,7 +131,8 @@ def quantize_and_count(
     >>> quantize_and_count(x, E4M3, 1.0, before, after, out=torch.empty_like(x)), after
     (tensor(1), tensor([56, 64], dtype=torch.int8))
     """
-    _require_floating(x, out)
+    require_floating(x)
+    require_floating(out)
     _require_states(before, after)
     _require_beside(x, before, after, out)
     if after.data_ptr() == before.data_ptr():
@@ -157,7 +160,7 @@ def decode_states(states: Tensor, format: FP8Format | FormatNumbers, scale: floa
     >>> decode_states(torch.tensor([0, 56, -57, -128], dtype=torch.int8), E4M3, 2.0, out=torch.empty(4))
     tensor([ 0.0000,  2.0000, -2.2500,     nan])
     """
-    _require_floating(out)
+    require_floating(out)
     _require_states(states)
     _require_beside(states, out)
     _require_eight_bits(format)
@@ -188,8 +191,7 @@ def step_states(states: Tensor, rungs: Tensor, format: FP8Format | FormatNumbers
     _require_states(states, out)
     _require_beside(states, rungs, out)
     _require_eight_bits(format)
-    if rungs.is_floating_point() or rungs.is_complex():
-        raise ValueError(f"rungs must be integers, got {rungs.dtype}")
+    require_integers(rungs)
     _run(_step_states, states, format, 1.0, rungs, out)
     return out
 
@@ -254,7 +256,9 @@ def _run(
     if by_lane and all(t.is_contiguous() for t in data.values()):
         rows = 1 if single else len(x)
         data = {key: t.view(rows, -1).data if t.shape == x.shape else t for key, t in data.items()}
-        n, factor = (n.view(), factor.view(())) if single else (n.view(-1, 1), factor.view(-1, 1))
+        factor = factor.view(()) if single else factor.view(-1, 1)
+        if n.max_value.dim() != factor.dim():
+            n = n.view() if single else n.view(-1, 1)
     compiled = engine(x.device.type).name == "compiled" and not _overlap(*data.values(), factor)
     run = _program(kernel, x.numel() >= _PARALLEL_FROM) if compiled else kernel
     return run(data[id(x)], n, factor, *(data[id(t)] for t in rest))
@@ -271,12 +275,6 @@ def _require_beside(x: Tensor, *others: Tensor) -> None:
         if other.shape != x.shape or other.device != x.device:
             there, here = f"{tuple(other.shape)} on {other.device}", f"{tuple(x.shape)} on {x.device}"
             raise ValueError(f"a buffer must be of shape {here}, got {there}")
-
-
-def _require_floating(*tensors: Tensor) -> None:
-    for each in tensors:
-        if not each.is_floating_point():
-            raise ValueError(f"values must be floating point, got {each.dtype}")
 
 
 def _require_states(*states: Tensor) -> None:

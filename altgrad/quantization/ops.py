@@ -233,8 +233,7 @@ def step_rungs(codes: Tensor, rungs: Tensor, format: FP8Format) -> Tensor:
     """
     _require_eight_bits(format)
     _require_codes(codes)
-    if rungs.is_floating_point() or rungs.is_complex():
-        raise ValueError(f"rungs must be integers, got {rungs.dtype}")
+    require_integers(rungs)
     _require_broadcast("rungs", rungs, codes)
     here = rung(codes).to(torch.int32)
     there = kernels.step_rungs(here, rungs, numbers(format, codes.device))
@@ -337,9 +336,32 @@ def _require(condition: Tensor, message: Callable[[], str]) -> None:
         raise ValueError(message())
 
 
-def _float32(x: Tensor) -> Tensor:
+def require_floating(x: Tensor) -> None:
+    """Refuse values that are not floating point.
+
+    >>> require_floating(torch.zeros(2, dtype=torch.int8))
+    Traceback (most recent call last):
+        ...
+    ValueError: values must be floating point, got torch.int8
+    """
     if not x.is_floating_point():
         raise ValueError(f"values must be floating point, got {x.dtype}")
+
+
+def require_integers(rungs: Tensor) -> None:
+    """Refuse rungs that are not whole.
+
+    >>> require_integers(torch.zeros(2))
+    Traceback (most recent call last):
+        ...
+    ValueError: rungs must be integers, got torch.float32
+    """
+    if rungs.is_floating_point() or rungs.is_complex():
+        raise ValueError(f"rungs must be integers, got {rungs.dtype}")
+
+
+def _float32(x: Tensor) -> Tensor:
+    require_floating(x)
     return x.to(torch.float32)
 
 

@@ -54,7 +54,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 def muon_(param: Tensor, grad: Tensor, buffer: Tensor, n: MuonNumbers) -> None:
     """One step of Muon with Nesterov momentum, in place, on matrices ``(..., m, n)``."""
-    buffer.mul_(n.momentum).add_(grad * (1 - n.momentum))
-    update = orthogonalize(grad * (1 - n.momentum) + buffer * n.momentum)
+    fresh = grad * (1 - n.momentum)
+    buffer.mul_(n.momentum).add_(fresh)
+    update = orthogonalize(fresh + buffer * n.momentum)
     size = _ADAM_RMS * math.sqrt(max(param.shape[-2:]))
     param.mul_(n.keep).sub_(update * (n.lr * size))

@@ -121,6 +121,12 @@ class AdamW(torch.optim.Optimizer):
                     self._update(param, param.grad, group)
         return loss
 
+    def _extend(self, numbers: dict[str, Any]) -> None:
+        """Numbers that a kind of AdamW has beside the others; a group's own are kept."""
+        self.defaults |= numbers
+        for group in self.param_groups:
+            group |= self.defaults | group
+
     def _state_of(self, param: Tensor) -> dict[str, Any]:
         state = self.state[param]
         if not state:
@@ -171,14 +177,14 @@ class ManifoldAdamW(AdamW):
         if precondition not in ("gradient", "update"):
             raise ValueError(f"precondition must be 'gradient' or 'update', got {precondition!r}")
         super().__init__(params, lr, betas, eps, weight_decay)
-        self.defaults |= {
-            "manifold_aware": manifold_aware,
-            "mantissa_bits": mantissa_bits,
-            "max_stiffness": max_stiffness,
-            "precondition": precondition,
-        }
-        for group in self.param_groups:
-            group |= self.defaults | group
+        self._extend(
+            {
+                "manifold_aware": manifold_aware,
+                "mantissa_bits": mantissa_bits,
+                "max_stiffness": max_stiffness,
+                "precondition": precondition,
+            }
+        )
 
     def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], spacing: Tensor | None = None) -> None:
         if group["manifold_aware"]:
@@ -214,16 +220,17 @@ class Muon(AdamW):
         orthogonal: bool = True,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
-        self.defaults |= {"momentum": momentum, "orthogonal": orthogonal}
-        for group in self.param_groups:
-            group |= self.defaults | group
+        self._extend({"momentum": momentum, "orthogonal": orthogonal})
 
     def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], spacing: Tensor | None = None) -> None:
         if param.dim() != 2 or not group["orthogonal"]:
             super()._update(param, grad, group, spacing)
             return
-        buffer = self.state[param].setdefault("momentum_buffer", torch.zeros_like(param))
-        muon_(param, grad, buffer, MuonNumbers(group["lr"], 1 - group["lr"] * group["weight_decay"], group["momentum"]))
+        state = self.state[param]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(param)
+        n = MuonNumbers(group["lr"], 1 - group["lr"] * group["weight_decay"], group["momentum"])
+        muon_(param, grad, state["momentum_buffer"], n)
 
 
 class GridOptim(torch.optim.Optimizer):
