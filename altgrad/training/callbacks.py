@@ -26,16 +26,21 @@ class FlipObserver:
         self.undefined = torch.where(undefined, float("nan"), 0.0).double()
         #: Direction of each element's last flip: -1, 0 (never) or 1, ``(n, L, in, out)``.
         self.direction = torch.zeros_like(stack.stored, dtype=torch.int8)
+        self._next_direction = torch.zeros_like(self.direction)
 
     def observe(self, transition: Transition, gradient: Tensor) -> dict[str, Tensor]:
-        """Columns of one step, float64 ``(n, L)``; NaN for lanes whose weights have no codes or are not finite."""
-        before, after = transition.before, transition.after
-        direction = (after > before).to(torch.int8) - (after < before).to(torch.int8)
-        reversed_ = (direction * self.direction).eq_(-1).to(torch.bool)
-        metrics = discrete_metrics(transition, is_update(gradient), self._numbers, reversed_)
-        self.direction.mul_(after == before).add_(direction)
+        """Columns of one step, float64 ``(n, L)``; NaN for lanes whose weights have no codes or are not finite.
+
+        Directions count from `turn` on: a compiled step is one loop only if it writes to nothing that it reads.
+        """
+        updated = is_update(gradient).to(torch.int32)
+        metrics = discrete_metrics(transition, updated, self._numbers, self.direction, self._next_direction)
         undefined = torch.where(transition.amax.isfinite(), self.undefined, torch.nan)
         return {name: values + undefined for name, values in metrics.items()}
+
+    def turn(self) -> None:
+        """Take the directions of the step observed last."""
+        self.direction, self._next_direction = self._next_direction, self.direction
 
 
 class RankObserver:
@@ -50,7 +55,8 @@ class RankObserver:
 
     def observe(self, stack: Stack) -> dict[str, Tensor]:
         """Stable rank by one warm-started power iteration (arXiv 1906.04659), float64 ``(n, L)``."""
-        sigma, self.vector = power_iteration(stack.stored, self.vector)
+        sigma, vector = power_iteration(stack.stored, self.vector)
+        self.vector.copy_(vector)
         return {"stable_rank": lane_sum(stack.stored.square()) / sigma.double().square()}
 
     @staticmethod

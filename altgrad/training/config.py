@@ -144,6 +144,8 @@ class RunConfig:
     #: Steps between checkpoints (taken at reports); 0 takes none.
     checkpoint_interval: int = 500
 
+    #: How two quantized operands are multiplied where the machine has bf16 products: so, exactly, or in float32.
+    products: Literal["bf16", "float32"] = "bf16"
     #: Compile the forward and backward pass: faster on long runs, last bits may differ from eager.
     compile: bool = False
 

@@ -13,7 +13,7 @@ from altgrad.training.config import RunConfig
 from altgrad.training.model import EMBEDDINGS
 from altgrad.training.muon import MuonNumbers, muon_
 from altgrad.training.optimizer import MAX_STIFFNESS, AdamNumbers, adam_numbers, adamw_, grid_rungs_
-from altgrad.training.precision import GRID_STREAM, WeightGrid
+from altgrad.training.precision import WeightGrid
 from altgrad.training.weights import Stack, per_lane
 
 #: The farthest rung beyond a grid's ends that float32 can say in every 8-bit format (E7M0: 2**127).
@@ -90,19 +90,19 @@ class LaneOptimizer:
         #: Tensors of the shape of the stack.
         self.state = {name: torch.zeros_like(stack.stored) for name in names}
 
-    def step(self, stack: Stack, numbers: LaneNumbers, step: int) -> None:
-        """Move ``stack.stored`` by one step along ``stack.gradient``."""
-        descended = self._descended(stack, numbers, step) if self._rungs_anywhere else None
+    def step(self, stack: Stack, gradient: Tensor, numbers: LaneNumbers) -> None:
+        """Move ``stack.stored`` by one step; ``gradient``, of the same shape, is clipped already."""
+        descended = self._descended(stack, gradient, numbers) if self._rungs_anywhere else None
         if self._orthogonal:
-            muon_(stack.stored, stack.gradient, self.state["momentum_buffer"], numbers.muon(stack))
+            muon_(stack.stored, gradient, self.state["momentum_buffer"], numbers.muon(stack))
         elif not self._rungs_everywhere:
-            self._adam(stack, numbers)
+            self._adam(stack, gradient, numbers)
         if descended is not None:
             kept = descended if self._rungs_everywhere else torch.where(self._on_rungs, descended, stack.stored)
             stack.stored.copy_(kept)
 
-    def _adam(self, stack: Stack, numbers: LaneNumbers) -> None:
-        grad, spacing = stack.gradient, None
+    def _adam(self, stack: Stack, grad: Tensor, numbers: LaneNumbers) -> None:
+        spacing = None
         if self._precondition == "gradient":
             stiffness = exponent_stiffness(stack.stored, self._significand_bits).clamp_max(MAX_STIFFNESS)
             grad = grad * torch.where(self._identity, 1.0, stiffness)
@@ -113,11 +113,11 @@ class LaneOptimizer:
             spacing = torch.where(self._identity, 1.0, rung * per_lane(numbers.rungs_per_lr, stack.stored))
         adamw_(stack.stored, grad, self.state["exp_avg"], self.state["exp_avg_sq"], numbers.adam(stack), spacing)
 
-    def _descended(self, stack: Stack, n: LaneNumbers, step: int) -> Tensor:
+    def _descended(self, stack: Stack, gradient: Tensor, n: LaneNumbers) -> Tensor:
         """Where the rung optimizer takes the weights; beyond the grid's ends it says how far, and rounding stops it."""
         assert self._grid is not None
-        grad = stack.gradient + per_lane(n.weight_decay, stack.stored) * stack.stored
-        uniform = self._grid.uniform(step, GRID_STREAM)
+        grad = gradient + per_lane(n.weight_decay, stack.stored) * stack.stored
+        uniform = self._grid.uniform()
         momentum, scale, clip = (per_lane(x, stack.stored) for x in (n.grid_momentum, n.grid_scale, n.rung_clip))
         down = grid_rungs_(self.state["velocity"], grad, uniform, momentum, scale, clip)
         rungs = (self._grid.rungs.to(torch.int32) - down).clamp(-_FARTHEST_RUNG, _FARTHEST_RUNG)

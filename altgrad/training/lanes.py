@@ -9,39 +9,17 @@ import torch
 from torch import Tensor
 
 from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
-from altgrad.training.callbacks import FlipObserver, RankObserver
+from altgrad.training.compiling import compiled
 from altgrad.training.config import LANE_FIELDS, ConfigError, Problem, RunConfig
 from altgrad.training.data import Batches, Corpus
-from altgrad.training.lane_optimizer import LaneOptimizer
 from altgrad.training.metrics import Recorder
 from altgrad.training.model import EMBEDDINGS, cross_entropy, forward, initial_parameters
-from altgrad.training.precision import Flow, WeightGrid, layer_formats
+from altgrad.training.part import Part, by_name
+from altgrad.training.precision import Flow, layer_formats
+from altgrad.training.products import Product, bf16_is_faster, is_exact_in_bf16, product_of
 from altgrad.training.weights import Stack
 
 Formats = dict[str, tuple[FP8Format, ...]]
-
-
-class Part:
-    """One stack of parameters with all that belongs to it."""
-
-    def __init__(self, stack: Stack, formats: Sequence[FP8Format], index: Sequence[int], configs: Sequence[RunConfig]):
-        """``formats``: one a lane. ``index``: the matrices' places in the model; empty for vectors."""
-        self.stack = stack
-        has_codes = bool(index) and "weights" in configs[0].tensors and not all(f.is_identity for f in formats)
-        #: Codes of the matrices, where any lane has some.
-        self.grid = WeightGrid(stack, formats, index, configs) if has_codes else None
-        self.optimizer = LaneOptimizer(stack, self.grid, configs[0])
-        self.flips = FlipObserver(stack, self.grid) if self.grid else None
-        self.ranks = RankObserver(stack) if stack.is_matrix else None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The state by parameter, lanes first; rungs and working weights follow from it."""
-        state = {"stored": self.stack.stored, **self.optimizer.state}
-        if self.ranks:
-            state["vector"] = self.ranks.vector
-        if self.grid and self.flips:
-            state |= {"direction": self.flips.direction, **self.grid.scaler.tensors()}
-        return _by_name(self.stack.names, state)
 
 
 class Lanes:
@@ -70,8 +48,9 @@ class Lanes:
         self.matrices = tuple(formats)
         self.parts = self._parts(formats, initial_parameters(self.config.model, corpus.vocabulary, seeds))
         self.activations, self.gradients = self._flows(formats)
+        self.products = self._products(formats)
         self.recorder = self._recorder(formats)
-        self.loss = torch.compile(self._loss) if self.config.compile else self._loss
+        self.loss = compiled(self._loss) if self.config.compile else self._loss
 
     def _parts(self, formats: Formats, values: Mapping[str, Tensor]) -> list[Part]:
         """Parameters of one shape, with the same formats and the same optimizer, make one part."""
@@ -90,16 +69,32 @@ class Lanes:
         ]
 
     def _flows(self, formats: Formats) -> tuple[Flow, Flow]:
-        """Activations and gradients, one row a matrix; nothing flows through the position embeddings."""
-        full = [FORMAT_REGISTRY["fp32"]] * len(self.configs)
-        entering = [full if name == "wpe" else lanes for name, lanes in formats.items()]
-        leaving = [
+        entering, leaving = self._flowing(formats)
+        return Flow(entering, self.config, self.device), Flow(leaving, self.config, self.device)
+
+    def _flowing(self, formats: Formats) -> tuple[list[Sequence[FP8Format]], list[Sequence[FP8Format]]]:
+        """Formats of activations and gradients, one row a matrix; nothing flows through the position embeddings."""
+        full = (FORMAT_REGISTRY["fp32"],) * len(self.configs)
+        entering: list[Sequence[FP8Format]] = [full if name == "wpe" else lanes for name, lanes in formats.items()]
+        leaving: list[Sequence[FP8Format]] = [
             [FORMAT_REGISTRY[c.gradient_format] if f.bits == 8 else f for f, c in zip(lanes, self.configs, strict=True)]
             for lanes in entering
         ]
         kinds = self.config.tensors
-        activations = Flow(entering if "activations" in kinds else [full] * len(formats), self.config, self.device)
-        return activations, Flow(leaving if "gradients" in kinds else [full] * len(formats), self.config, self.device)
+        nothing: list[Sequence[FP8Format]] = [full] * len(formats)
+        return entering if "activations" in kinds else nothing, leaving if "gradients" in kinds else nothing
+
+    def _products(self, formats: Formats) -> list[Product]:
+        """How each matrix multiplies, in the order of the model."""
+        use_bf16 = self.config.products == "bf16" and bf16_is_faster(self.device.type)
+
+        def exact(lanes: Sequence[FP8Format]) -> list[bool]:
+            return [use_bf16 and is_exact_in_bf16(f, self.config) for f in lanes]
+
+        full = (FORMAT_REGISTRY["fp32"],) * len(self.configs)
+        entering, leaving = self._flowing(formats)
+        weights = list(formats.values()) if "weights" in self.config.tensors else [full] * len(formats)
+        return [product_of(*map(exact, row)) for row in zip(entering, weights, leaving, strict=True)]
 
     def _recorder(self, formats: Formats) -> Recorder:
         stacked = [name for part in self.parts if part.ranks for name in part.stack.names]
@@ -118,6 +113,14 @@ class Lanes:
         """The working weights by name, ``(L, *shape)``."""
         return {name: leaf for part in self.parts for name, leaf in part.stack.leaves().items()}
 
+    def take_gradients(self) -> tuple[Tensor, Tensor]:
+        """Collect the gradients of the last backward pass; their norms, float64 ``(S, L)`` and ``(L,)``."""
+        squares: dict[str, Tensor] = {}
+        for part in self.parts:
+            squares |= dict(zip(part.stack.names, part.take_gradient(), strict=True))
+        total = torch.stack([squares[name] for name in sorted(squares)], dim=-1).sum(-1)
+        return torch.stack([squares[name] for name in self.matrices]).sqrt(), total.sqrt()
+
     def _loss(self, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each lane, ``(L,)``."""
 
@@ -127,13 +130,16 @@ class Lanes:
         def leave(name: str, x: Tensor) -> Tensor:
             return self.gradients.leave(self.matrices.index(name), x)
 
-        return cross_entropy(forward(weights, inputs, self.config.model, enter, leave), targets)
+        def multiply(name: str, x: Tensor, w: Tensor) -> Tensor:
+            return self.products[self.matrices.index(name)](x, w)
+
+        return cross_entropy(forward(weights, inputs, self.config.model, enter, leave, multiply), targets)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a later step depends on, by parameter, lanes first; views of the live tensors."""
         state: dict[str, Tensor] = {}
         for kind, flow in (("activations", self.activations), ("gradients", self.gradients)):
-            state |= _by_name(self.matrices, {f"{kind}.{k}": tensor for k, tensor in flow.scaler.tensors().items()})
+            state |= by_name(self.matrices, {f"{kind}.{k}": tensor for k, tensor in flow.scaler.tensors().items()})
         for part in self.parts:
             state |= part.tensors()
         return state
@@ -163,11 +169,6 @@ class Lanes:
         index = torch.tensor(kept, device=self.device)
         lanes.load({name: tensor.index_select(0, index) for name, tensor in self.tensors().items()})
         return lanes
-
-
-def _by_name(names: Sequence[str], stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``{"x": (n, L, ...)}`` as ``{"<name>/x": (L, ...)}``."""
-    return {f"{name}/{kind}": tensor[i] for kind, tensor in stacked.items() for i, name in enumerate(names)}
 
 
 def _check_shared(configs: Sequence[RunConfig]) -> None:

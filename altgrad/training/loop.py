@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from altgrad.training.callbacks import SPECTRA
 from altgrad.training.checkpoint import Checkpoint
 from altgrad.training.config import RunConfig
 from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.lane_optimizer import LaneNumbers
-from altgrad.training.lanes import Lanes, Part
-from altgrad.training.metrics import DISCRETE, Rows
-from altgrad.training.weights import lane_sum, per_lane
+from altgrad.training.lanes import Lanes
+from altgrad.training.metrics import Rows
 
 #: Hears of every report: (step, rows since the last one) -> keys of lanes that end here, or None.
 Report = Callable[[int, Rows], "set[str] | None"]
@@ -78,14 +76,13 @@ def train_step(lanes: Lanes, step: int) -> None:
     """One optimizer step of every lane (``step`` counts from 1), measured into ``lanes.recorder``."""
     inputs, targets = lanes.batches.train(step)
     lanes.begin(step, training=True)
-    for part in lanes.parts:
-        part.stack.gradient.zero_()
     losses = lanes.loss(lanes.weights(), inputs, targets)
     losses.sum().backward()
     with torch.no_grad():
         numbers = LaneNumbers(lanes.configs, step, lanes.device)
-        norms, total = _clip(lanes, numbers)
-        columns = [_move(part, numbers, step, lanes.config.ranks.interval) for part in lanes.parts]
+        norms, total = lanes.take_gradients()
+        factor = (numbers.grad_clip / (total.float() + 1e-6)).clamp_max(1.0)
+        columns = [part.move(numbers, factor, step) for part in lanes.parts]
         matrices = [column for column in columns if column]
         layers = {name: _gather(lanes, [column[name] for column in matrices]) for name in matrices[0]}
         layers["grad_norm"] = norms
@@ -102,38 +99,6 @@ def evaluate(lanes: Lanes) -> Tensor:
         batches = lanes.batches.validation(lanes.config.eval_batches)
         losses = [lanes.loss(lanes.weights(), inputs, targets) for inputs, targets in batches]
         return torch.stack(losses, dim=-1).mean(-1)
-
-
-def _clip(lanes: Lanes, numbers: LaneNumbers) -> tuple[Tensor, Tensor]:
-    """Scale each lane's gradient down to its largest norm; the norms before that, ``(S, L)`` and ``(L,)``."""
-    squares: dict[str, Tensor] = {}
-    for part in lanes.parts:
-        squares |= dict(zip(part.stack.names, lane_sum(part.stack.gradient.square()), strict=True))
-    by_lane = torch.stack([squares[name] for name in sorted(squares)], dim=-1)
-    total = by_lane.sum(-1).sqrt()
-    factor = (numbers.grad_clip / (total.float() + 1e-6)).clamp_max(1.0)
-    for part in lanes.parts:
-        part.stack.gradient.mul_(per_lane(factor, part.stack.gradient))
-    return torch.stack([squares[name] for name in lanes.matrices]).sqrt(), total
-
-
-def _move(part: Part, numbers: LaneNumbers, step: int, rank_interval: int) -> dict[str, Tensor]:
-    """Step, round, observe one part; its matrices' columns, float64 ``(n, L)``, none for vectors."""
-    stack = part.stack
-    scale = part.grid.scaler.scale.clone() if part.grid else None
-    part.optimizer.step(stack, numbers, step)
-    transition = part.grid.settle(stack, step) if part.grid else None
-    if part.ranks is None:
-        return {}
-    undefined = torch.full(stack.stored.shape[:2], float("nan"), dtype=torch.float64, device=stack.stored.device)
-    columns = dict.fromkeys((*DISCRETE, "scale", *SPECTRA), undefined)
-    if part.flips and transition and scale is not None:
-        columns |= part.flips.observe(transition, stack.gradient)
-        columns["scale"] = scale + part.flips.undefined
-    columns |= part.ranks.observe(stack)
-    if step % rank_interval == 0:
-        columns |= part.ranks.spectra(stack)
-    return columns
 
 
 def _gather(lanes: Lanes, parts: list[Tensor]) -> Tensor:

@@ -26,28 +26,35 @@ SHARES = (
 )
 
 
-def discrete_metrics(t: Transition, updated: Tensor, numbers: FormatNumbers, reversed_: Tensor) -> dict[str, Tensor]:
-    """Counts of one stack's step, each float64 ``(n, L)``; undefined is NaN.
+def discrete_metrics(
+    t: Transition, updated: Tensor, numbers: FormatNumbers, last: Tensor, out: Tensor
+) -> dict[str, Tensor]:
+    """Counts of one stack's step, each float64 ``(n, L)``; undefined is NaN. Rescale flips are counted elsewhere.
+
+    Written in int32 throughout, which both PyTorch's own loops and compiled ones do with SIMD.
 
     Args:
         t: the rungs before and after.
-        updated: elements whose gradient, clipped as the optimizer gets it, is more than nothing.
+        updated: as 0 or 1, int32: elements whose gradient, clipped as the optimizer gets it, is more than nothing.
         numbers: of the lanes' formats.
-        reversed_: elements whose flip undid the direction of their last one.
+        last: direction of each element's last flip before this step, -1, 0 (never) or 1.
+        out: gets the same after this step.
     """
-    wide = torch.int16 if t.after.dtype == torch.int8 else torch.int32
-    moved = (t.after.to(wide) - t.before.to(wide)).abs_()
-    flipped = t.after != t.before
+    moved = t.after - t.before.to(torch.int32)
+    direction = moved.clamp(-1, 1)
+    flipped = direction & 1
+    before = last.to(torch.int32)
+    reversed_ = (direction * before).clamp(-1, 0)
+    out.copy_(torch.addcmul(before, flipped, direction - before))
     flips, updates, both = count(flipped), count(updated), count(flipped & updated)
     size = float(moved[0, 0].numel())
-    at_end = t.after.abs().ge_(numbers.max_rung.to(t.after.dtype))
+    at_end = t.after.abs().ge_(numbers.max_rung)
     return {
         "updates": updates,
         "flips": flips,
         "stall_ratio": torch.where(updates > 0, 1 - both / updates, 0.0),
-        "rescale_flips": torch.zeros_like(flips) if t.settled is t.after else count(t.settled != t.after),
-        "oscillations": count(reversed_),
-        "rung_distance": count(moved) / flips,
+        "oscillations": -count(reversed_),
+        "rung_distance": count(moved.abs(), most=2 * torch.iinfo(t.before.dtype).max) / flips,
         "weight_saturated": count(at_end) / size,
         "weight_underflowed": (count(t.unrounded.to(torch.bool)) - count(t.after.to(torch.bool))) / size,
     }

@@ -18,6 +18,8 @@ from altgrad.training.config import ModelConfig
 EMBEDDINGS = ("wte", "wpe", "lm_head")
 #: What stands between a matrix and its input (``enter``) or output (``leave``): (name, tensor) -> tensor.
 Hook = Callable[[str, Tensor], Tensor]
+#: How a matrix multiplies: (name, input ``(L, N, in)``, weight ``(L, in, out)``) -> ``(L, N, out)``.
+Multiply = Callable[[str, Tensor, Tensor], Tensor]
 
 
 def parameter_shapes(model: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
@@ -81,8 +83,18 @@ def unchanged(name: str, x: Tensor) -> Tensor:
     return x
 
 
+def in_float32(name: str, x: Tensor, w: Tensor) -> Tensor:
+    """The ordinary product."""
+    return torch.bmm(x, w)
+
+
 def forward(
-    weights: Mapping[str, Tensor], tokens: Tensor, model: ModelConfig, enter: Hook = unchanged, leave: Hook = unchanged
+    weights: Mapping[str, Tensor],
+    tokens: Tensor,
+    model: ModelConfig,
+    enter: Hook = unchanged,
+    leave: Hook = unchanged,
+    multiply: Multiply = in_float32,
 ) -> Tensor:
     """Logits of the next token.
 
@@ -92,6 +104,7 @@ def forward(
         model: the shape.
         enter: applied to the input of every linear layer.
         leave: applied to its output.
+        multiply: the product of every linear layer.
 
     Returns:
         float32 of shape ``(L, B * T, V)``.
@@ -99,10 +112,9 @@ def forward(
     lanes, batch, time = tokens.shape
 
     def linear(name: str, x: Tensor) -> Tensor:
-        x = enter(name, x)
+        y = multiply(name, enter(name, x), weights[name])
         bias = weights.get(f"{name}.bias")
-        w = weights[name]
-        return leave(name, torch.bmm(x, w) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, w))
+        return leave(name, y if bias is None else y + bias.unsqueeze(1))
 
     def norm(name: str, x: Tensor) -> Tensor:
         y = F.layer_norm(x, x.shape[-1:]) * weights[name].unsqueeze(1)
@@ -123,7 +135,7 @@ def forward(
     x = norm("ln_f", x)
     if not model.tied_head:
         return linear("lm_head", x)
-    return leave("wte", torch.bmm(enter("wte", x), weights["wte"].transpose(1, 2)))
+    return leave("wte", multiply("wte", enter("wte", x), weights["wte"].mT))
 
 
 def _embed(weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:

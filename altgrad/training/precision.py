@@ -110,18 +110,21 @@ class Scaler:
 
 
 class Transition(NamedTuple):
-    """What one step did to the codes of a stack; tensors ``(n, L, in, out)`` where nothing else is said."""
+    """What one step did to the codes of a stack, under the scale that the forward pass used.
+
+    Tensors ``(n, L, in, out)`` where nothing else is said.
+    """
 
     #: Rungs that the forward pass used.
     before: Tensor
-    #: Rungs after the optimizer's step, under the same scale.
+    #: Rungs after the optimizer's step, int32.
     after: Tensor
-    #: Rungs under the scale of the next step.
-    settled: Tensor
     #: The optimizer's result in units of the scale, before rounding.
     unrounded: Tensor
     #: Its largest magnitude, ``(n, L)``; where that is not finite the rungs mean nothing.
     amax: Tensor
+    #: The scale that the forward pass used, ``(n, L)``.
+    scale: Tensor
 
 
 class WeightGrid:
@@ -140,6 +143,7 @@ class WeightGrid:
         self._seeds = [config.seed for config in configs]
         on_grid = [c.storage != "master" and not f.is_identity for c, f in zip(configs, formats, strict=True)]
         stochastic = [grid and c.storage == "stochastic" for grid, c in zip(on_grid, configs, strict=True)]
+        self._draws_rungs = configs[0].optimizer == "grid"
         self._all_on_grid, self._any_on_grid, self._any_stochastic = all(on_grid), any(on_grid), any(stochastic)
         self._on_grid = torch.tensor(on_grid, device=device).view(-1, 1, 1)
         self._stochastic = torch.tensor(stochastic, device=device).view(-1, 1, 1)
@@ -149,64 +153,84 @@ class WeightGrid:
             stack.use_own_working_weights()
         #: Signed codes of the working weights; one byte each unless a lane has a 16-bit format.
         self.rungs = torch.zeros_like(stack.stored, dtype=torch.int8 if narrow else torch.int16)
-        self._project(stack, self.scaler.observe(_amax(stack.stored), self.scaler.slot(0)))
+        self._next_rungs = torch.zeros_like(self.rungs)
+        self.begin(0)
+        self.scaler.observe(_amax(stack.stored), self._slot)
+        self._project(stack)
 
-    def settle(self, stack: Stack, step: int) -> Transition:
-        """Round what the optimizer left in ``stack.stored``, choose the next scale, and set the working weights."""
-        before = self.rungs
-        scale = per_lane(self.scaler.scale, stack.stored)
+    def begin(self, step: int) -> None:
+        """Start a step: its random numbers, and its place in the window of magnitudes."""
+        self._slot = self.scaler.slot(step)
+        if self._any_stochastic:
+            self._rounding_keys = self._keys(step, ROUNDING_STREAM)
+        if self._draws_rungs:
+            self._rung_keys = self._keys(step, GRID_STREAM)
+
+    def round(self, stack: Stack) -> Transition:
+        """Round what the optimizer left in ``stack.stored`` under the scale in use, set the working weights, and choose
+        the scale of the next step."""
+        scale = self.scaler.scale.clone()
+        factor = per_lane(scale, stack.stored)
         amax = _amax(stack.stored)
-        v = stack.stored / scale
-        q, after = self._round(v, step)
-        after = after.to(before.dtype)
-        if self._any_on_grid:
-            self._keep(stack, q * scale)
-        frozen = self.scaler.scale.clone()
-        moved = self.scaler.observe(amax, self.scaler.slot(step))
-        if stack.stored.is_cuda or not torch.equal(moved, frozen):
-            self._project(stack, moved)
-        else:
-            self.rungs = after
-            if not self._all_on_grid:
-                torch.mul(q, scale, out=stack.working)
-        return Transition(before, after, self.rungs, v, amax)
+        v = stack.stored / factor
+        q, after = self._rounded(v)
+        self._next_rungs.copy_(after)
+        self._keep(stack, q * factor)
+        self.scaler.observe(amax, self._slot)
+        return Transition(self.rungs, after, v, amax, scale)
+
+    def rescale(self, stack: Stack, scale: Tensor) -> Tensor:
+        """Move on to the scale of the next step; how many codes change because of it, float64 ``(n, L)``.
+
+        Args:
+            stack: the weights.
+            scale: of the step before.
+        """
+        self.rungs, self._next_rungs = self._next_rungs, self.rungs
+        if not stack.stored.is_cuda and torch.equal(scale, self.scaler.scale):
+            return torch.zeros_like(scale, dtype=torch.float64)
+        self._next_rungs.copy_(self.rungs)
+        self._project(stack)
+        return count(self._next_rungs != self.rungs)
+
+    def settle(self, stack: Stack) -> None:
+        """`round` and `rescale`, for who watches nothing."""
+        self.rescale(stack, self.round(stack).scale)
 
     def refresh(self, stack: Stack) -> None:
         """Derive working weights and rungs from stored weights and scales, as after loading them."""
-        self._project(stack, self.scaler.scale)
+        self._project(stack)
 
-    def uniform(self, step: int, stream: int) -> Tensor:
+    def uniform(self) -> Tensor:
         """Random numbers in [0, 1) for every element, from each lane's seed, the step and the matrix alone."""
         shape = self.rungs.shape
-        return uniform_bits(self._keys(step, stream), shape[2:].numel()).view(shape)
+        return uniform_bits(self._rung_keys, shape[2:].numel()).view(shape)
 
     def _keys(self, step: int, stream: int) -> Tensor:
         keys = [stream_keys(self._seeds, step, 2 * i + stream) for i in self.index]
         return torch.tensor(keys, dtype=torch.int32, device=self.rungs.device)
 
-    def _round(self, v: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _rounded(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Values on the grid and their rungs (int32)."""
         nearest, rungs = round_to_rungs(v, self.numbers)
         if not self._any_stochastic:
             return nearest, rungs
-        bits = random_bits(self._keys(step, ROUNDING_STREAM), v.shape[2:].numel()).view(v.shape)
+        bits = random_bits(self._rounding_keys, v.shape[2:].numel()).view(v.shape)
         q = torch.where(self._stochastic, round_stochastic(v, self.numbers, bits), nearest)
         return q, value_to_rung(q, self.numbers)
 
-    def _project(self, stack: Stack, scale: Tensor) -> None:
+    def _project(self, stack: Stack) -> None:
         """Round the stored weights to nearest under a new scale: working weights and rungs follow."""
-        scale = per_lane(scale, stack.stored)
+        scale = per_lane(self.scaler.scale, stack.stored)
         q, rungs = round_to_rungs(stack.stored / scale, self.numbers)
-        self.rungs = rungs.to(self.rungs.dtype)
-        value = q * scale
-        if self._any_on_grid:
-            self._keep(stack, value)
-        if not self._all_on_grid:
-            stack.working.copy_(value)
+        self.rungs.copy_(rungs)
+        self._keep(stack, q * scale)
 
     def _keep(self, stack: Stack, value: Tensor) -> None:
-        """Lanes without masters store the value on the grid and nothing finer."""
-        stack.stored.copy_(value if self._all_on_grid else torch.where(self._on_grid, value, stack.stored))
+        """Set the working weights; lanes without masters store them too, and nothing finer."""
+        stack.working.copy_(value)
+        if self._any_on_grid and not self._all_on_grid:
+            stack.stored.copy_(torch.where(self._on_grid, value, stack.stored))
 
 
 def _amax(x: Tensor) -> Tensor:

@@ -38,16 +38,21 @@ class Stack:
         self._leaves = self._make_leaves()
 
     def leaves(self) -> dict[str, Tensor]:
-        """The working weights by name, each ``(L, *shape)``, as leaves whose gradients land in ``gradient``."""
+        """The working weights by name, each ``(L, *shape)``, as leaves of the graph."""
         return self._leaves
 
+    def take_gradient(self) -> None:
+        """Move the gradients of the leaves into ``gradient``."""
+        torch.stack([_taken(leaf) for leaf in self._leaves.values()], out=self.gradient)
+
     def _make_leaves(self) -> dict[str, Tensor]:
-        leaves = {}
-        for i, name in enumerate(self.names):
-            leaf = self.working[i].detach().requires_grad_()
-            leaf.grad = self.gradient[i]
-            leaves[name] = leaf
-        return leaves
+        return {name: self.working[i].detach().requires_grad_() for i, name in enumerate(self.names)}
+
+
+def _taken(leaf: Tensor) -> Tensor:
+    gradient, leaf.grad = leaf.grad, None
+    assert gradient is not None
+    return gradient
 
 
 def per_lane(values: Tensor, like: Tensor) -> Tensor:
@@ -64,6 +69,7 @@ def lane_sum(x: Tensor) -> Tensor:
     return x.sum(-1, dtype=torch.float64) if x.dim() == 3 else x.double()
 
 
-def count(mask: Tensor) -> Tensor:
-    """How many elements of a matrix are true: ``(..., in, out)`` to float64 ``(...)``."""
-    return mask.sum(-1, dtype=torch.int32).sum(-1, dtype=torch.float64)
+def count(numbers: Tensor, most: int = 1) -> Tensor:
+    """Sum over a matrix of whole numbers up to ``most``, or how many are true: ``(..., in, out)`` to float64."""
+    fits = numbers.shape[-1] * numbers.shape[-2] * most < 2**31
+    return numbers.sum((-1, -2), dtype=torch.int32 if fits else torch.int64).double()

@@ -68,7 +68,9 @@ def _moved(config: RunConfig, is_matrix: bool) -> bytes:
     magnitudes = torch.logspace(-9, 2, 256).view_as(stack.stored)
     for step in range(1, _BASE["steps"] + 1):
         stack.gradient.copy_(torch.randn(stack.stored.shape, generator=generator) * magnitudes)
-        optimizer.step(stack, LaneNumbers([config], step, cpu), step)
         if grid is not None:
-            grid.settle(stack, step)
+            grid.begin(step)
+        optimizer.step(stack, stack.gradient, LaneNumbers([config], step, cpu))
+        if grid is not None:
+            grid.settle(stack)
     return stack.stored.numpy().tobytes()

@@ -110,7 +110,7 @@ class TestLaneTrainer:
         for step in range(1, 11):
             part.stack.gradient.normal_(generator=torch.Generator().manual_seed(step))
             theirs.grad = part.stack.gradient[0, 0].clone()
-            part.optimizer.step(part.stack, LaneNumbers(lanes.configs, step, lanes.device), step)
+            part.optimizer.step(part.stack, part.stack.gradient, LaneNumbers(lanes.configs, step, lanes.device))
             public.param_groups[0]["lr"] = config.lr * schedule(config, step)
             public.step()
         return part.stack.stored[0, 0], theirs.detach()

@@ -16,7 +16,7 @@ from altgrad.quantization.formats import E4M3, E5M2, FORMAT_REGISTRY, FP8Format
 from altgrad.training.config import LayerRule, RunConfig
 from altgrad.training.data import Corpus
 from altgrad.training.lane_optimizer import LaneNumbers, schedule
-from altgrad.training.lanes import Lanes, Part
+from altgrad.training.lanes import Lanes
 from altgrad.training.optimizer import (
     AdamNumbers,
     AdamW,
@@ -26,6 +26,7 @@ from altgrad.training.optimizer import (
     adamw_,
     grid_rungs_,
 )
+from altgrad.training.part import Part
 
 SHAPES = [(1,), (7,), (3, 5), (2, 3, 4)]
 Optimizer = AdamW | ManifoldAdamW | GridOptim
@@ -398,7 +399,7 @@ def follow(lanes: Lanes, part: Part, make: Callable[[Tensor, float], torch.optim
     for step in range(1, 11):
         part.stack.gradient.normal_(generator=torch.Generator().manual_seed(step)).mul_(1e-2)
         theirs.grad = part.stack.gradient.clone()
-        part.optimizer.step(part.stack, LaneNumbers(lanes.configs, step, lanes.device), step)
+        part.optimizer.step(part.stack, part.stack.gradient, LaneNumbers(lanes.configs, step, lanes.device))
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("peak", group["lr"]) * schedule(config, step)
         optimizer.step()
@@ -459,7 +460,7 @@ class TestLaneTrainer:
         theirs.grad = torch.full_like(theirs, 1e-5)
         torch.optim.AdamW([theirs], lr=LaneNumbers(lanes.configs, 1, lanes.device).lr[1], weight_decay=0.1).step()
         part.stack.gradient.fill_(1e-5)
-        part.optimizer.step(part.stack, LaneNumbers(lanes.configs, 1, lanes.device), 1)
+        part.optimizer.step(part.stack, part.stack.gradient, LaneNumbers(lanes.configs, 1, lanes.device))
         torch.testing.assert_close(part.stack.stored[:, 1], theirs.detach(), rtol=1e-5, atol=1e-7)
 
     @pytest.mark.parametrize("velocity", [3.0, -2.0, 0.4, -1.3])
@@ -477,8 +478,9 @@ class TestLaneTrainer:
         theirs.grad = torch.full_like(theirs, velocity)
         public.step()
         part.stack.gradient.fill_(velocity)
-        part.optimizer.step(part.stack, LaneNumbers(lanes.configs, 1, lanes.device), 1)
-        moved = part.grid.settle(part.stack, 1)
+        part.grid.begin(1)
+        part.optimizer.step(part.stack, part.stack.gradient, LaneNumbers(lanes.configs, 1, lanes.device))
+        moved = part.grid.round(part.stack)
         ours = (moved.before.int() - moved.after.int()).double().flatten()
         other = (start - torch.searchsorted(grid, theirs.detach())).double().flatten()
         share = velocity - math.floor(velocity)
@@ -493,9 +495,10 @@ class TestLaneTrainer:
         assert part.grid is not None
         part.stack.gradient.copy_(torch.where(part.stack.stored > 0, -1e9, 1e9))
         positive = part.stack.stored > 0
-        part.optimizer.step(part.stack, LaneNumbers(lanes.configs, 1, lanes.device), 1)
+        part.grid.begin(1)
+        part.optimizer.step(part.stack, part.stack.gradient, LaneNumbers(lanes.configs, 1, lanes.device))
         top = FORMAT_REGISTRY[format].max_code
-        after = part.grid.settle(part.stack, 1).after
+        after = part.grid.round(part.stack).after
         assert (after[positive] == top).all()
         assert (after[~positive] == -top).all()
 
@@ -504,6 +507,7 @@ class TestLaneTrainer:
         for part in lanes.parts:
             if part.grid:
                 part.stack.gradient.fill_(math.nan)
-                part.optimizer.step(part.stack, LaneNumbers(lanes.configs, 1, lanes.device), 1)
-                part.grid.settle(part.stack, 1)
+                part.grid.begin(1)
+                part.optimizer.step(part.stack, part.stack.gradient, LaneNumbers(lanes.configs, 1, lanes.device))
+                part.grid.settle(part.stack)
                 assert part.stack.stored.isnan().all()

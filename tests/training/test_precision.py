@@ -138,6 +138,7 @@ class TestStraightThrough:
         x = torch.tensor([self.X], requires_grad=True)
         y = leave.leave(0, torch.bmm(enter.enter(0, x), stack.leaves()["w"]))
         y.backward(torch.tensor([[[1.0, 1.1]]]))
+        stack.take_gradient()
         assert x.grad is not None
         return y.detach()[0], x.grad[0], stack.gradient[0, 0]
 
@@ -165,7 +166,8 @@ class TestStraightThrough:
         stack, grid = one_matrix([list(row) for row in self.WEIGHT], E5M2)
         assert stack.stored[0, 0].tolist() == torch.tensor(self.WEIGHT).tolist()
         stack.stored[0, 0, 0, 0] = 0.4
-        grid.settle(stack, 1)
+        grid.begin(1)
+        grid.settle(stack)
         assert stack.leaves()["w"][0].tolist() == [[0.375, -1.0], [2.0, 1.0]]
         assert stack.stored[0, 0, 0, 0] == torch.tensor(0.4)
 
@@ -173,7 +175,8 @@ class TestStraightThrough:
         stack, grid = one_matrix([list(row) for row in self.WEIGHT], E5M2, storage="nearest")
         assert stack.stored[0, 0].tolist() == [list(row) for row in self.HELD]
         stack.stored[0, 0, 0, 0] = 0.4
-        grid.settle(stack, 1)
+        grid.begin(1)
+        grid.settle(stack)
         assert stack.stored[0, 0, 0, 0] == 0.375
 
 

@@ -17,9 +17,10 @@ from altgrad.quantization.formats import FORMAT_REGISTRY, FP8_FORMATS, FP8Format
 from altgrad.quantization.kernels import random_bits, stream_keys
 from altgrad.training.config import ModelConfig, RunConfig
 from altgrad.training.data import Corpus
-from altgrad.training.lanes import Lanes, Part
+from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
 from altgrad.training.metrics import COUNTS, DISCRETE
+from altgrad.training.part import Part
 from altgrad.training.weights import Stack
 
 STEPS = 50
@@ -56,7 +57,8 @@ class Watch:
     """Copies what every step starts from and leaves behind, and counts by brute force what happened in between."""
 
     def __init__(self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._lanes, self._moved = lanes, dict[Stack, Tensor]()
+        self._lanes = lanes
+        self._moved, self._gradient = dict[Stack, Tensor](), dict[Stack, Tensor]()
         self._parts = [part for part in lanes.parts if part.grid]
         self._trackers = {
             (name, lane): Tracker(FORMAT_REGISTRY[config.format], config.storage, part.stack.stored[0, 0].numel())
@@ -72,9 +74,9 @@ class Watch:
         """Copy the weights between the optimizer's step and the rounding, where lanes without masters lose them."""
         real = part.optimizer.step
 
-        def step(stack: Stack, *arguments: Any) -> None:
-            real(stack, *arguments)
-            self._moved[stack] = stack.stored.clone()
+        def step(stack: Stack, gradient: Tensor, *arguments: Any) -> None:
+            real(stack, gradient, *arguments)
+            self._moved[stack], self._gradient[stack] = stack.stored.clone(), gradient
 
         monkeypatch.setattr(part.optimizer, "step", step)
 
@@ -92,7 +94,7 @@ class Watch:
         for part, i, lane, tracker in self._cells():
             place, moved = self._place(part, i), _flat(self._moved[part.stack][i, lane])
             bits = _bits(self._lanes.configs[lane], step, place, moved.size)
-            columns = tracker.end(_flat(part.stack.gradient[i, lane]), moved, bits, _scale(part)[i, lane].item())
+            columns = tracker.end(_flat(self._gradient[part.stack][i, lane]), moved, bits, _scale(part)[i, lane].item())
             assert columns.keys() == set(DISCRETE)
             for name, value in (columns | {"flipped_without_gradient": tracker.flipped_without_gradient}).items():
                 truth[name][place, lane] = value

@@ -1,0 +1,127 @@
+"""Products of quantized operands on bf16 hardware.
+
+Every value of an 8-bit format times a power of two is exact in bf16. So where both operands of a product are
+quantized, the faster bf16 multipliers with float32 accumulation lose nothing: only the order of addition is another, as
+between any two float32 libraries. A product with one operand in full precision stays in float32.
+
+Shapes: L lanes; products are ``(L, m, k) @ (L, k, n)``.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from altgrad.quantization.formats import FP8Format
+from altgrad.training.config import RunConfig
+
+#: Mantissa bits of bf16.
+_BF16_MANTISSA = 7
+
+
+class Span(NamedTuple):
+    """Consecutive lanes."""
+
+    start: int
+    stop: int
+    #: Their operands are exact in bf16.
+    exact: bool
+
+
+#: How the lanes of one product divide.
+Spans = tuple[Span, ...]
+
+
+@functools.cache
+def bf16_is_faster(device_type: str) -> bool:
+    """Whether this machine multiplies bf16 in hardware and adds in float32."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+
+
+def is_exact_in_bf16(format: FP8Format, config: RunConfig) -> bool:
+    """Whether a tensor of this format, as a run scales it, holds only values that bf16 has too."""
+    scaled = format.bits == 8 and config.scaling == "amax"
+    return not format.is_identity and not scaled and format.significand_bits <= _BF16_MANTISSA
+
+
+@torch.library.custom_op("altgrad::bmm_bf16", mutates_args=())
+def bmm_bf16(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of float32 tensors whose values bf16 has too, added in float32: ``(L, m, k) @ (L, k, n)``.
+
+    Magnitudes below float32's normal range may count as zero. The switch that PyTorch has for this is the whole
+    process's; it is turned only while the product runs.
+    """
+    if a.is_cuda:
+        return torch.bmm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32)
+    switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    usual = switch.fp32_precision
+    switch.fp32_precision = "bf16"
+    try:
+        return torch.bmm(a, b)
+    finally:
+        switch.fp32_precision = usual
+
+
+@bmm_bf16.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+
+
+def multiply(a: Tensor, b: Tensor, spans: Spans) -> Tensor:
+    """``a @ b``, each lane in its own way."""
+    if len(spans) == 1:
+        return bmm_bf16(a, b) if spans[0].exact else torch.bmm(a, b)
+    pieces = [multiply(a[s.start : s.stop], b[s.start : s.stop], (Span(0, s.stop - s.start, s.exact),)) for s in spans]
+    return torch.cat(pieces)
+
+
+class _Multiply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, product: "Product") -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.product = product
+        return multiply(x, w, product.output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, w = ctx.saved_tensors
+        product = ctx.product
+        return multiply(gradient, w.mT, product.input), multiply(x.mT, gradient, product.weight), None
+
+
+class Product(NamedTuple):
+    """The three products of one matrix: its output, and the gradients of its input and of its weight."""
+
+    output: Spans
+    input: Spans
+    weight: Spans
+
+    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
+        """``x @ w`` for ``x`` of ``(L, N, in)`` and ``w`` of ``(L, in, out)``."""
+        if any(span.exact for spans in self for span in spans):
+            return _Multiply.apply(x, w, self)
+        return torch.bmm(x, w)
+
+
+def product_of(activation: Sequence[bool], weight: Sequence[bool], gradient: Sequence[bool]) -> Product:
+    """The products of a matrix, from which of its operands are exact in bf16, lane by lane.
+
+    >>> product_of([True, True], [True, False], [False, False]).output
+    (Span(start=0, stop=1, exact=True), Span(start=1, stop=2, exact=False))
+    """
+    return Product(_spans(activation, weight), _spans(gradient, weight), _spans(activation, gradient))
+
+
+def _spans(a: Sequence[bool], b: Sequence[bool]) -> Spans:
+    both = [x and y for x, y in zip(a, b, strict=True)]
+    spans, start = [], 0
+    for exact, run in itertools.groupby(both):
+        stop = start + len(list(run))
+        spans.append(Span(start, stop, exact))
+        start = stop
+    return tuple(spans)
