@@ -127,9 +127,9 @@ class Tracked:
 class _UncountedFlow(Flow):
     """Rounds activations and counts nothing."""
 
-    def quantize(self, row: int, x: Tensor) -> Tensor:
-        scale = self.scaler.observe(x.abs().amax((-1, -2)), self._slot, row).view(-1, 1, 1)
-        return round_nearest(x / scale, self._numbers[row]) * scale
+    def quantize(self, x: Tensor) -> Tensor:
+        scale = self.scaler.observe(x.abs().amax((-1, -2)).unsqueeze(0), self._slot).view(-1, 1, 1)
+        return round_nearest(x / scale, self._numbers) * scale
 
 
 class Untracked:
@@ -142,7 +142,7 @@ class Untracked:
         self._lanes = Lanes(["lane0"], {"lane0": config}, corpus, CPU)
         full = FORMAT_REGISTRY["fp32"]
         entering = [[full if name == "wpe" else f] for name, f in layer_formats(config).items()]
-        self._lanes.activations = _UncountedFlow(entering, config, CPU)
+        self._lanes.activations = [_UncountedFlow(formats, config, CPU) for formats in entering]
         self.loss = torch.zeros(())
 
     def step(self, step: int) -> None:

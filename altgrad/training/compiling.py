@@ -1,5 +1,6 @@
 """How the programs of the trainer are compiled, and when that pays."""
 
+import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,5 +21,4 @@ _SETTINGS: dict[str, Any] = {
 
 def compiled(function: _F) -> _F:
     """A function under `torch.compile`. Formats, learning rates and seeds are tensors: other ones compile nothing."""
-    program: _F = torch.compile(function, **_SETTINGS)
-    return program
+    return typing.cast(_F, torch.compile(function, **_SETTINGS))

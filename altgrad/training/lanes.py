@@ -47,6 +47,7 @@ class Lanes:
         #: The matrices in the order of the model.
         self.matrices = tuple(formats)
         self.parts = self._parts(formats, initial_parameters(self.config.model, corpus.vocabulary, seeds))
+        #: What flows into each matrix, and the gradients that flow back out of it, in the order of the model.
         self.activations, self.gradients = self._flows(formats)
         self.products = self._products(formats)
         self.recorder = self._recorder(formats)
@@ -68,9 +69,10 @@ class Lanes:
             for names in members.values()
         ]
 
-    def _flows(self, formats: Formats) -> tuple[Flow, Flow]:
+    def _flows(self, formats: Formats) -> tuple[list[Flow], list[Flow]]:
         entering, leaving = self._flowing(formats)
-        return Flow(entering, self.config, self.device), Flow(leaving, self.config, self.device)
+        config, device = self.config, self.device
+        return [Flow(lanes, config, device) for lanes in entering], [Flow(lanes, config, device) for lanes in leaving]
 
     def _flowing(self, formats: Formats) -> tuple[list[Sequence[FP8Format]], list[Sequence[FP8Format]]]:
         """Formats of activations and gradients, one row a matrix; nothing flows through the position embeddings."""
@@ -106,8 +108,9 @@ class Lanes:
 
     def begin(self, step: int, training: bool) -> None:
         """Start a pass over the model."""
-        self.activations.begin(step, training)
-        self.gradients.begin(step, training)
+        slot = self.activations[0].scaler.slot(step)
+        for flow in (*self.activations, *self.gradients):
+            flow.begin(slot, training)
 
     def weights(self) -> dict[str, Tensor]:
         """The working weights by name, ``(L, *shape)``."""
@@ -125,10 +128,10 @@ class Lanes:
         """Loss of each lane, ``(L,)``."""
 
         def enter(name: str, x: Tensor) -> Tensor:
-            return self.activations.enter(self.matrices.index(name), x)
+            return self.activations[self.matrices.index(name)].enter(x)
 
         def leave(name: str, x: Tensor) -> Tensor:
-            return self.gradients.leave(self.matrices.index(name), x)
+            return self.gradients[self.matrices.index(name)].leave(x)
 
         def multiply(name: str, x: Tensor, w: Tensor) -> Tensor:
             return self.products[self.matrices.index(name)](x, w)
@@ -138,8 +141,9 @@ class Lanes:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a later step depends on, by parameter, lanes first; views of the live tensors."""
         state: dict[str, Tensor] = {}
-        for kind, flow in (("activations", self.activations), ("gradients", self.gradients)):
-            state |= by_name(self.matrices, {f"{kind}.{k}": tensor for k, tensor in flow.scaler.tensors().items()})
+        for kind, flows in (("activations", self.activations), ("gradients", self.gradients)):
+            for name, flow in zip(self.matrices, flows, strict=True):
+                state |= by_name([name], {f"{kind}.{k}": tensor for k, tensor in flow.scaler.tensors().items()})
         for part in self.parts:
             state |= part.tensors()
         return state

@@ -108,8 +108,8 @@ def _gather(lanes: Lanes, parts: list[Tensor]) -> Tensor:
 
 def _flow_columns(lanes: Lanes) -> dict[str, Tensor]:
     return {
-        "activation_saturated": lanes.activations.saturated,
-        "activation_underflowed": lanes.activations.underflowed,
-        "gradient_saturated": lanes.gradients.saturated,
-        "gradient_underflowed": lanes.gradients.underflowed,
+        "activation_saturated": torch.stack([flow.saturated for flow in lanes.activations]),
+        "activation_underflowed": torch.stack([flow.underflowed for flow in lanes.activations]),
+        "gradient_saturated": torch.stack([flow.saturated for flow in lanes.gradients]),
+        "gradient_underflowed": torch.stack([flow.underflowed for flow in lanes.gradients]),
     }

@@ -54,7 +54,8 @@ class Part:
             self._run.optimize(self, numbers, factor)
             return self._columns({}, step) if self.ranks else {}
         self.grid.begin(step)
-        columns, scale = self._run.round(self, numbers, factor)
+        scale = self.grid.scaler.scale.clone()
+        columns = self._run.round(self, numbers, factor)
         self.flips.turn()
         undefined = columns["flips"] * 0.0
         rescale_flips = self.grid.rescale(self.stack, scale)
@@ -87,13 +88,13 @@ def _optimize(part: Part, numbers: LaneNumbers, factor: Tensor) -> Tensor:
     return gradient
 
 
-def _round(part: Part, numbers: LaneNumbers, factor: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Clip, optimize, round and observe; the columns, and the scale that they count under, ``(n, L)``."""
+def _round(part: Part, numbers: LaneNumbers, factor: Tensor) -> dict[str, Tensor]:
+    """Clip, optimize, round and observe; the columns."""
     assert part.grid is not None
     assert part.flips is not None
     gradient = _optimize(part, numbers, factor)
     transition = part.grid.round(part.stack)
-    return part.flips.observe(transition, gradient), transition.scale
+    return part.flips.observe(transition, gradient)
 
 
 def _observe_ranks(part: Part) -> dict[str, Tensor]:
@@ -105,7 +106,7 @@ class _Programs(NamedTuple):
     """What a part does at every step."""
 
     optimize: Callable[[Part, LaneNumbers, Tensor], Tensor]
-    round: Callable[[Part, LaneNumbers, Tensor], tuple[dict[str, Tensor], Tensor]]
+    round: Callable[[Part, LaneNumbers, Tensor], dict[str, Tensor]]
     observe_ranks: Callable[[Part], dict[str, Tensor]]
 
 

@@ -91,18 +91,17 @@ class Scaler:
         """Where in the window a step's magnitudes go."""
         return torch.tensor([step % self.history.shape[-1]], device=self.history.device)
 
-    def observe(self, amax: Tensor, slot: Tensor, rows: int | slice = slice(None)) -> Tensor:
-        """Take in the magnitudes of a step, ``(n, L)`` (or ``(L,)`` for one row), and return the scales that follow."""
-        history = self.history[rows]
-        history.index_copy_(-1, slot, amax.unsqueeze(-1))
-        window, limit = history.amax(-1), self._limit[rows]
+    def observe(self, amax: Tensor, slot: Tensor) -> Tensor:
+        """Take in the magnitudes of a step, ``(n, L)``, and return the scales that follow."""
+        self.history.index_copy_(-1, slot, amax.unsqueeze(-1))
+        window = self.history.amax(-1)
         if self._powers:
-            scale = power_of_two_scale(window, limit, self.scale[rows] * self.started[rows])
+            scale = power_of_two_scale(window, self._limit, self.scale * self.started)
         else:
-            scale = amax_scale(window, limit)
-        self.scale[rows] = torch.where(self._fitted[rows], scale, 1.0)
-        self.started[rows] = 1.0
-        return self.scale[rows]
+            scale = amax_scale(window, self._limit)
+        self.scale.copy_(torch.where(self._fitted, scale, 1.0))
+        self.started.fill_(1.0)
+        return self.scale
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, ``(n, L, ...)``."""
@@ -123,8 +122,6 @@ class Transition(NamedTuple):
     unrounded: Tensor
     #: Its largest magnitude, ``(n, L)``; where that is not finite the rungs mean nothing.
     amax: Tensor
-    #: The scale that the forward pass used, ``(n, L)``.
-    scale: Tensor
 
 
 class WeightGrid:
@@ -169,15 +166,14 @@ class WeightGrid:
     def round(self, stack: Stack) -> Transition:
         """Round what the optimizer left in ``stack.stored`` under the scale in use, set the working weights, and choose
         the scale of the next step."""
-        scale = self.scaler.scale.clone()
-        factor = per_lane(scale, stack.stored)
+        scale = per_lane(self.scaler.scale, stack.stored)
         amax = _amax(stack.stored)
-        v = stack.stored / factor
+        v = stack.stored / scale
         q, after = self._rounded(v)
         self._next_rungs.copy_(after)
-        self._keep(stack, q * factor)
+        self._keep(stack, q * scale)
         self.scaler.observe(amax, self._slot)
-        return Transition(self.rungs, after, v, amax, scale)
+        return Transition(self.rungs, after, v, amax)
 
     def rescale(self, stack: Stack, scale: Tensor) -> Tensor:
         """Move on to the scale of the next step; how many codes change because of it, float64 ``(n, L)``.
@@ -195,7 +191,9 @@ class WeightGrid:
 
     def settle(self, stack: Stack) -> None:
         """`round` and `rescale`, for who watches nothing."""
-        self.rescale(stack, self.round(stack).scale)
+        scale = self.scaler.scale.clone()
+        self.round(stack)
+        self.rescale(stack, scale)
 
     def refresh(self, stack: Stack) -> None:
         """Derive working weights and rungs from stored weights and scales, as after loading them."""
@@ -253,52 +251,59 @@ class _QuantizeGradient(torch.autograd.Function):
     """The value unchanged forward, the gradient quantized backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, flow: "Flow", row: int) -> Tensor:
-        ctx.flow, ctx.row = flow, row
+    def forward(ctx: Any, x: Tensor, flow: "Flow") -> Tensor:
+        ctx.flow = flow
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.flow.quantize(ctx.row, gradient), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.flow.quantize(gradient), None
 
 
 class Flow:
-    """Quantization of what flows through the matrices: activations entering them, or gradients leaving them."""
+    """Quantization of what flows through one matrix: activations entering it, or gradients leaving it."""
 
-    def __init__(self, formats: Sequence[Sequence[FP8Format]], config: RunConfig, device: torch.device) -> None:
-        """``formats[row][lane]``: float32 where nothing is to be done."""
-        self.scaler = Scaler(formats, config, device)
-        self._numbers = [format_numbers(lanes, device).view(-1, 1, 1) for lanes in formats]
-        self._idle = [all(f.is_identity for f in lanes) for lanes in formats]
-        undefined = torch.tensor([[f.is_identity for f in lanes] for lanes in formats], device=device)
+    def __init__(self, formats: Sequence[FP8Format], config: RunConfig, device: torch.device) -> None:
+        """``formats``: one a lane; float32 where nothing is to be done."""
+        self.scaler = Scaler([formats], config, device)
+        self._numbers = format_numbers(formats, device).view(-1, 1, 1)
+        self._idle = all(f.is_identity for f in formats)
+        undefined = torch.tensor([f.is_identity for f in formats], device=device)
         self._undefined = torch.where(undefined, float("nan"), 0.0).double()
-        self.begin(0, training=False)
-
-    def begin(self, step: int, training: bool) -> None:
-        """Start a forward pass; only training passes move scales and are counted."""
-        self._slot, self._training = self.scaler.slot(step), training
+        #: Share of elements that the last training pass put on the last rung, ``(L,)``; NaN for float32.
         self.saturated = torch.full_like(self._undefined, float("nan"))
+        #: Share of elements that it rounded to zero, ``(L,)``; NaN for float32.
         self.underflowed = torch.full_like(self._undefined, float("nan"))
+        self.begin(self.scaler.slot(0), training=False)
 
-    def enter(self, row: int, x: Tensor) -> Tensor:
-        """Quantize an activation ``(L, N, C)`` on its way into a matrix."""
-        return x if self._idle[row] else _StraightThrough.apply(x, self.quantize(row, x.detach()))
+    def begin(self, slot: Tensor, training: bool) -> None:
+        """Start a forward pass; only training passes move scales and are counted.
 
-    def leave(self, row: int, x: Tensor) -> Tensor:
-        """Quantize, on the way back, the gradient of a matrix's output."""
-        return x if self._idle[row] else _QuantizeGradient.apply(x, self, row)
+        Args:
+            slot: where in the window a training pass's magnitudes go.
+            training: whether it is one.
+        """
+        self._slot, self._training = slot, training
 
-    def quantize(self, row: int, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """Quantize an activation ``(L, N, C)`` on its way into the matrix."""
+        return x if self._idle else _StraightThrough.apply(x, self.quantize(x.detach()))
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Quantize, on the way back, the gradient of the matrix's output."""
+        return x if self._idle else _QuantizeGradient.apply(x, self)
+
+    def quantize(self, x: Tensor) -> Tensor:
         """Round ``(L, N, C)`` onto each lane's grid."""
-        numbers = self._numbers[row]
-        scale = self.scaler.observe(_amax(x), self._slot, row) if self._training else self.scaler.scale[row]
-        scale = scale.view(-1, 1, 1)
+        if not self._training:
+            scale = self.scaler.scale.view(-1, 1, 1)
+            return round_nearest(x / scale, self._numbers) * scale
+        scale = self.scaler.observe(_amax(x).unsqueeze(0), self._slot).view(-1, 1, 1)
         v = x / scale
-        q = round_nearest(v, numbers)
-        if self._training:
-            size = float(x[0].numel())
-            at_end = q.abs().ge_(numbers.max_value).to(torch.bool)
-            lost = count(v.to(torch.bool)) - count(q.to(torch.bool))
-            self.saturated[row] = count(at_end) / size + self._undefined[row]
-            self.underflowed[row] = lost / size + self._undefined[row]
+        q = round_nearest(v, self._numbers)
+        size = float(x[0].numel())
+        at_end = q.abs().ge_(self._numbers.max_value).to(torch.bool)
+        lost = count(v.to(torch.bool)) - count(q.to(torch.bool))
+        self.saturated.copy_(count(at_end) / size + self._undefined)
+        self.underflowed.copy_(lost / size + self._undefined)
         return q * scale

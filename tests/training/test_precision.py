@@ -103,12 +103,12 @@ class TestScaler:
             assert scales[0, 0] == 1.0
             assert (scales[0, 1] == 1.0) == (mode == "none")
 
-    def test_rows_and_lanes_have_their_own_windows(self) -> None:
-        scaler = Scaler([[E4M3, E4M3], [E4M3, E4M3]], small(), CPU)
-        scaler.observe(torch.tensor([448.0, 448.0 * 8]), scaler.slot(0), 1)
-        assert scaler.scale.tolist() == [[1.0, 1.0], [1.0, 8.0]]
-        scaler.observe(torch.tensor([448.0 * 2, 448.0]), scaler.slot(0), 0)
-        assert scaler.scale.tolist() == [[2.0, 1.0], [1.0, 8.0]]
+    def test_tensors_and_lanes_have_their_own_windows(self) -> None:
+        scaler = Scaler([[E4M3, E4M3], [E4M3, E4M3]], small(amax_history=2), CPU)
+        for step, (first, second) in enumerate([((1, 8), (2, 1)), ((2, 1), (1, 1)), ((1, 1), (1, 1))]):
+            scaler.observe(448.0 * torch.tensor([first, second]), scaler.slot(step))
+        assert scaler.scale.tolist() == [[2.0, 1.0], [2.0, 1.0]]
+        assert scaler.history.tolist() == [[[448.0, 896.0], [448.0, 448.0]], [[448.0, 448.0], [448.0, 448.0]]]
 
     def test_a_lane_that_is_no_number_moves_no_other(self) -> None:
         scaler = Scaler([[E4M3, E4M3]], small(), CPU)
@@ -131,12 +131,12 @@ class TestStraightThrough:
         """Output, gradient of the input, gradient of the weight, for an output gradient of (1, 1.1)."""
         stack, _ = one_matrix([list(row) for row in self.WEIGHT], E5M2)
         config = small(scaling="none")
-        kinds = {kind: [[E5M2 if kind in tensors else FP32]] for kind in ("activations", "gradients")}
-        enter, leave = (Flow(kinds[kind], config, CPU) for kind in ("activations", "gradients"))
-        enter.begin(1, training=True)
-        leave.begin(1, training=True)
+        formats = [E5M2 if kind in tensors else FP32 for kind in ("activations", "gradients")]
+        enter, leave = (Flow([format], config, CPU) for format in formats)
+        for flow in (enter, leave):
+            flow.begin(flow.scaler.slot(1), training=True)
         x = torch.tensor([self.X], requires_grad=True)
-        y = leave.leave(0, torch.bmm(enter.enter(0, x), stack.leaves()["w"]))
+        y = leave.leave(torch.bmm(enter.enter(x), stack.leaves()["w"]))
         y.backward(torch.tensor([[[1.0, 1.1]]]))
         stack.take_gradient()
         assert x.grad is not None
