@@ -14,6 +14,7 @@ from altgrad.training.metrics import Rows
 from orchestrator.corpus import corpus_of
 from orchestrator.space.spec import flatten, nest
 from orchestrator.space.yaml_source import Place, SpaceError, SpaceProblem, parse_yaml
+from orchestrator.sweep.verdicts import last_good_step
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -77,7 +78,9 @@ def train_one(config: RunConfig, rows_file: Path | None, out: Console, err: Cons
         _write(rows_file.with_name(f"{rows_file.stem}-layers{rows_file.suffix}"), [rows.layers for rows in kept])
         err.print(f"rows of every step are in {rows_file}", highlight=False)
     if not healthy:
-        err.print("diverged: the loss is not a number any more")
+        last = kept[-1].steps
+        good = last_good_step(int(last["step"][-1]), last["loss"])
+        err.print(f"diverged: the loss is not a number any more; the last good step was {good}")
     return healthy
 
 

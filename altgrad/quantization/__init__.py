@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         compute_scale,
         power_of_two_scale,
     )
+    from altgrad.quantization.subspace import subspace_iteration
 
 __all__ = [
     "BF16",
@@ -110,10 +111,11 @@ __all__ = [
     "sqnr",
     "step_rungs",
     "stiffness",
+    "subspace_iteration",
     "values_used",
 ]
 
-_TORCH_MODULES = ("ops", "scaling", "diagnostics", "fidelity", "flip_metrics", "rank_health")
+_TORCH_MODULES = ("ops", "scaling", "diagnostics", "fidelity", "flip_metrics", "rank_health", "subspace")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from altgrad.quantization.diagnostics import is_update
 from altgrad.quantization.kernels import uniform_bits
-from altgrad.quantization.rank_health import RankHealthMonitor, RankTrendDetector, power_iteration, spectral_stats
+from altgrad.quantization.rank_health import RankHealthMonitor, RankTrendDetector, spectral_stats
+from altgrad.quantization.subspace import subspace_iteration
 from altgrad.training.config import RankConfig
 from altgrad.training.metrics import discrete_metrics
 from altgrad.training.precision import Transition, WeightGrid
@@ -43,21 +44,35 @@ class FlipObserver:
         self.direction, self._next_direction = self._next_direction, self.direction
 
 
+#: Singular vectors that are followed. With these numbers stable rank is within 1 % at every step of a run of nanoGPT's
+#: CPU size; with one vector it is up to 65 % too high while the first directions of learning outgrow the random start.
+_VECTORS = 8
+#: Iterations on the initial weights, at each of the early steps, in which those directions are born, and the number of
+#: these steps.
+_FIRST_ITERATIONS, _EARLY_ITERATIONS, _EARLY_STEPS = 20, 4, 200
+
+
 class RankObserver:
     """Follows the ranks of one stack: stable rank at every step, whole spectra at intervals."""
 
     def __init__(self, stack: Stack) -> None:
-        columns = stack.stored.shape[-1]
-        start = uniform_bits(torch.zeros(1, dtype=torch.int32, device=stack.stored.device), columns)[0] - 0.5
-        start = start / start.norm()
-        #: Estimate of the leading right singular vector, ``(n, L, out)``.
-        self.vector = start.expand(*stack.stored.shape[:2], -1).contiguous()
+        rows, columns = stack.stored.shape[-2:]
+        k = min(_VECTORS, rows, columns)
+        start = uniform_bits(torch.zeros(1, dtype=torch.int32, device=stack.stored.device), k * columns) - 0.5
+        #: About the leading right singular vectors, ``(n, L, k, out)``.
+        self.vectors = start.view(k, columns).repeat(*stack.stored.shape[:2], 1, 1)
+        self.observe(stack, _FIRST_ITERATIONS)
 
-    def observe(self, stack: Stack) -> dict[str, Tensor]:
-        """Stable rank by one warm-started power iteration (arXiv 1906.04659), float64 ``(n, L)``."""
-        sigma, vector = power_iteration(stack.stored, self.vector)
-        self.vector.copy_(vector)
-        return {"stable_rank": lane_sum(stack.stored.square()) / sigma.double().square()}
+    @staticmethod
+    def iterations(step: int) -> int:
+        """How many iterations a step needs."""
+        return _EARLY_ITERATIONS if step <= _EARLY_STEPS else 1
+
+    def observe(self, stack: Stack, iterations: int) -> dict[str, Tensor]:
+        """Stable rank (arXiv 1906.04659) by a warm-started subspace iteration, float64 ``(n, L)``."""
+        sigma, vectors = subspace_iteration(stack.stored.flatten(0, 1), self.vectors.flatten(0, 1), iterations)
+        self.vectors.copy_(vectors.view_as(self.vectors))
+        return {"stable_rank": lane_sum(stack.stored.square()) / sigma.view(stack.stored.shape[:2]).double().square()}
 
     @staticmethod
     def spectra(stack: Stack) -> dict[str, Tensor]:

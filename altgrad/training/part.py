@@ -68,14 +68,15 @@ class Part:
         undefined = torch.full(
             self.stack.stored.shape[:2], float("nan"), dtype=torch.float64, device=self.stack.stored.device
         )
-        columns = dict.fromkeys((*DISCRETE, "scale", *SPECTRA), undefined) | discrete | self._run.observe_ranks(self)
+        ranks = self._run.observe_ranks(self, self.ranks.iterations(step))
+        columns = dict.fromkeys((*DISCRETE, "scale", *SPECTRA), undefined) | discrete | ranks
         return columns | self.ranks.spectra(self.stack) if step % self._rank_interval == 0 else columns
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by parameter, lanes first; rungs and working weights follow from it."""
         state = {"stored": self.stack.stored, **self.optimizer.state}
         if self.ranks:
-            state["vector"] = self.ranks.vector
+            state["vectors"] = self.ranks.vectors
         if self.grid and self.flips:
             state |= {"direction": self.flips.direction, **self.grid.scaler.tensors()}
         return by_name(self.stack.names, state)
@@ -97,9 +98,9 @@ def _round(part: Part, numbers: LaneNumbers, factor: Tensor) -> dict[str, Tensor
     return part.flips.observe(transition, gradient)
 
 
-def _observe_ranks(part: Part) -> dict[str, Tensor]:
+def _observe_ranks(part: Part, iterations: int) -> dict[str, Tensor]:
     assert part.ranks is not None
-    return part.ranks.observe(part.stack)
+    return part.ranks.observe(part.stack, iterations)
 
 
 class _Programs(NamedTuple):
@@ -107,7 +108,7 @@ class _Programs(NamedTuple):
 
     optimize: Callable[[Part, LaneNumbers, Tensor], Tensor]
     round: Callable[[Part, LaneNumbers, Tensor], dict[str, Tensor]]
-    observe_ranks: Callable[[Part], dict[str, Tensor]]
+    observe_ranks: Callable[[Part, int], dict[str, Tensor]]
 
 
 _EAGER = _Programs(_optimize, _round, _observe_ranks)

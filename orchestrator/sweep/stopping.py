@@ -69,6 +69,8 @@ class LaneReport:
     stall_ratio: float | None
     #: Checks decided since the last report, oldest first; none while the control has not reached their step.
     rank_checks: tuple[RankCheck, ...] = ()
+    #: The last step before the first loss that was no number, 0 where there was none; None where nobody has looked.
+    last_good_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class LaneWatch:
 def _diverged(report: LaneReport) -> Decision | None:
     for name, value in (("training loss", report.loss), ("validation loss", report.val_loss)):
         if value is not None and not math.isfinite(value):
-            message = f"{name} is {value} at step {report.step}"
+            good = "" if report.last_good_step is None else f"; the last good step was {report.last_good_step}"
+            message = f"{name} is {value} at step {report.step}{good}"
             return Decision("diverged", report.step, None, None, None, message)
     return None
 

@@ -52,6 +52,7 @@ class LaneJudge:
             val_loss=float(steps["val_loss"][-1]),
             stall_ratio=float(stalls.mean()) if len(stalls) else None,
             rank_checks=tuple(self._decided_checks()),
+            last_good_step=last_good_step(step, steps["loss"]),
         )
         return Verdict(report, self._watch.observe(report))
 
@@ -81,6 +82,12 @@ def _worst(losses: np.ndarray) -> float:
     """The last loss, or the first that is no number: one step without a loss is the end, whatever comes after."""
     lost = losses[~np.isfinite(losses)]
     return float(lost[0] if len(lost) else losses[-1])
+
+
+def last_good_step(step: int, losses: np.ndarray) -> int:
+    """The step before the first loss that is no number, of losses of consecutive steps up to ``step``."""
+    lost = np.flatnonzero(~np.isfinite(losses))
+    return step - (len(losses) - int(lost[0])) if len(lost) else step
 
 
 def lane_rows(rows: Rows, key: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

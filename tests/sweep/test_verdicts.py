@@ -76,11 +76,27 @@ def test_one_loss_that_is_no_number_ends_a_lane(losses: list[float], val_loss: f
     assert verdict.diverged == (expected == "diverged")
 
 
+@pytest.mark.parametrize(
+    ("losses", "val_loss", "message"),
+    [
+        ([3.0, 2.9, NAN, NAN], NAN, "training loss is nan at step 20; the last good step was 18"),
+        ([3.0, INF, 2.9, 2.8], 2.9, "training loss is inf at step 20; the last good step was 17"),
+        ([NAN, NAN, NAN, NAN], NAN, "training loss is nan at step 20; the last good step was 16"),
+        ([3.0, 2.9, 2.8, 2.7], NAN, "validation loss is nan at step 20; the last good step was 20"),
+    ],
+    ids=str,
+)
+def test_a_lane_that_diverged_names_its_last_good_step(losses: list[float], val_loss: float, message: str) -> None:
+    decision = judge().judge(20, steps(losses, val_loss), layers({})).decision
+    assert decision is not None
+    assert decision.message == message
+
+
 def test_a_report_holds_the_last_losses_and_the_mean_stall_ratio() -> None:
     rows = steps([3.0, 2.5], val_loss=2.75)
     rows["stall_ratio"] = np.array([0.25, 0.75])
     report = judge().judge(20, rows, layers({})).report
-    assert report == LaneReport(step=20, loss=2.5, val_loss=2.75, stall_ratio=0.5)
+    assert report == LaneReport(step=20, loss=2.5, val_loss=2.75, stall_ratio=0.5, last_good_step=20)
 
 
 def test_a_format_without_codes_has_no_stall_ratio() -> None:

@@ -4,7 +4,8 @@ Everything is float64 numpy and a sorted list of a format's values. Nothing is s
 but `FP8Format.to_real`, which turns a code into a number.
 """
 
-from typing import Literal
+import functools
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -129,3 +130,25 @@ def _float32(x: Floats) -> Floats:
 
 def _in_units(weights: Floats, scale: float) -> Floats:
     return _float32(weights / scale)
+
+
+class FlowCount(NamedTuple):
+    """What rounding did to a tensor that flows through a matrix."""
+
+    #: The values that go on.
+    rounded: Floats
+    #: Share of elements that lie on the last rung.
+    saturated: float
+    #: Share of elements that were not zero and became zero.
+    underflowed: float
+
+
+_grid = functools.cache(Grid)
+
+
+def round_flow(x: Floats, format: FP8Format, scale: float) -> FlowCount:
+    """Round an activation or a gradient onto its grid, and count over all its elements."""
+    grid, v = _grid(format), _in_units(x, scale)
+    rungs = grid.nearest(v)
+    rounded = _float32(grid.values(rungs) * scale)
+    return FlowCount(rounded, float((np.abs(rungs) == grid.top).mean()), float(((v != 0) & (rungs == 0)).mean()))

@@ -12,8 +12,8 @@ from small_runs import assert_same_rows, lane_rows, run, small
 from altgrad.quantization import FP8_FORMATS
 from altgrad.training.callbacks import SPECTRA
 from altgrad.training.checkpoint import Checkpoint, from_files, to_files
-from altgrad.training.config import ConfigError, LayerRule, ModelConfig
-from altgrad.training.data import Corpus
+from altgrad.training.config import ConfigError, LayerRule, ModelConfig, RankConfig, RunConfig
+from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train, train_step
 
@@ -123,13 +123,6 @@ def test_e0m7_and_e1m6_train_alike_under_power_of_two_scales(setting: dict, corp
     assert scaled.all()
 
 
-def test_a_format_learns_less_well_without_masters_the_fewer_its_mantissa_bits(corpus: Corpus) -> None:
-    names = ["E2M5", "E4M3", "E5M2", "E7M0"]
-    configs = [small(format=name, storage="nearest", steps=150) for name in names]
-    last = run(configs, corpus)[-1].steps["val_loss"][-4:]
-    assert sorted(last) == list(last)
-
-
 @pytest.mark.parametrize("format", [format.name for format in FP8_FORMATS])
 def test_stall_ratios_and_shares_lie_between_zero_and_one(format: str, corpus: Corpus) -> None:
     rows = lane_rows(run([small(format=format, storage="nearest", weight_decay=1.0)], corpus), "lane0")
@@ -155,10 +148,26 @@ def test_spectra_come_at_rank_checks_only(corpus: Corpus) -> None:
         assert set(rows["layers/step"][measured]) == {10, 20, 30, 40, 50}
 
 
-def test_stable_rank_by_power_iteration_follows_the_exact_one(corpus: Corpus) -> None:
-    rows = lane_rows(run([small(steps=100)], corpus), "lane0")
-    checked = ~np.isnan(rows["layers/exact_stable_rank"]) & (rows["layers/step"] >= 50)
-    np.testing.assert_allclose(rows["layers/stable_rank"][checked], rows["layers/exact_stable_rank"][checked], rtol=0.1)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stable_rank_is_within_one_percent_of_the_exact_one_at_every_step(optimizer: str, corpus: Corpus) -> None:
+    config = small(optimizer=optimizer, steps=60, ranks=RankConfig(interval=1), report_interval=60)
+    rows = lane_rows(run([config], corpus), "lane0")
+    np.testing.assert_allclose(rows["layers/stable_rank"], rows["layers/exact_stable_rank"], rtol=0.01)
+
+
+def test_so_it_is_at_nanogpts_cpu_size_while_the_first_directions_are_learned() -> None:
+    """Of 2,000 steps these are the hardest: new singular values outgrow those of the random start (step 14 or so)."""
+    config = RunConfig(steps=2000, ranks=RankConfig(interval=1), report_interval=25, eval_batches=1)
+    reports = []
+
+    def keep_one(step, rows):
+        reports.append(rows)
+        return {"lane0"}
+
+    train([config], keep_one, corpus=load_corpus("stdlib"))
+    rows = lane_rows(reports, "lane0")
+    assert rows["layers/step"].max() == 25
+    np.testing.assert_allclose(rows["layers/stable_rank"], rows["layers/exact_stable_rank"], rtol=0.01)
 
 
 def test_without_masters_every_weight_lies_on_its_grid_after_every_step(corpus: Corpus) -> None:

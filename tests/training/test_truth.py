@@ -189,6 +189,23 @@ def _impossible(optimizer: str, scaling: str) -> set[str]:
     return never
 
 
+@pytest.mark.parametrize("scaling", ["power_of_two", "amax"])
+def test_rescaling_a_weight_that_is_on_its_grid_is_counted(
+    scaling: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without masters a new scale moves the stored weight itself; the count is of those moved codes, and no flips."""
+    configs = [
+        small(format="E4M3", storage=storage, scaling=scaling, **SHARED | {"lr": 0.2})
+        for storage in ("nearest", "stochastic")
+    ]
+    truth = train_and_compare(configs, corpus, monkeypatch)
+    rescaled = truth["rescale_flips"] > 0
+    assert rescaled.any((0, 1)).all()
+    # Codes change with the scale and not otherwise.
+    moved = truth["scale"][1:] != truth["scale"][:-1]
+    assert (moved | ~rescaled[:-1]).all()
+
+
 def test_every_count_is_true_of_wide_formats_and_undefined_in_float32(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
