@@ -161,6 +161,11 @@ def _jsonl(path: Path, column: str) -> Iterator[str]:
         yield value[column]
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for the device."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
 class Batches:
     """Batches of every lane, on the device."""
 
@@ -186,7 +191,7 @@ class Batches:
             yield self._cut(self._validation, part.expand(len(self._seeds), -1))
 
     def _cut(self, ids: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        windows = ids[starts.to(ids.device).unsqueeze(-1) + self._window].long()
+        windows = ids[sent(starts, ids.device).unsqueeze(-1) + self._window].long()
         return windows[..., :-1], windows[..., 1:]
 
 

@@ -1,8 +1,8 @@
 """The optimizers of all lanes at once: the updates of `altgrad.training.optimizer`, each lane with its own numbers."""
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from altgrad.quantization.diagnostics import exponent_stiffness
 from altgrad.quantization.kernels import rung_spacing, rung_to_value
 from altgrad.training.config import RunConfig
+from altgrad.training.data import sent
 from altgrad.training.model import EMBEDDINGS
 from altgrad.training.muon import MuonNumbers, muon_
 from altgrad.training.optimizer import MAX_STIFFNESS, AdamNumbers, adam_numbers, adamw_, grid_rungs_
@@ -21,24 +22,19 @@ _FARTHEST_RUNG = 190
 
 
 class LaneNumbers:
-    """The numbers of one step for every lane, as tensors that broadcast against any stack."""
+    """The numbers of one step for every lane, as tensors ``(1, L)`` that broadcast against any stack."""
 
     def __init__(self, configs: Sequence[RunConfig], step: int, device: torch.device) -> None:
-        factors = [schedule(config, step) for config in configs]
-        self.lr = [config.lr * factor for config, factor in zip(configs, factors, strict=True)]
-        self._device = device
-        self._decayed = self._adam(configs, step, decay=True)
-        self._plain = self._adam(configs, step, decay=False)
-        self._muon = MuonNumbers(
-            self._tensor(self.lr), self._decayed.keep, self._tensor([c.muon_momentum for c in configs])
-        )
+        #: Learning rates, float64 ``(L,)``, on the CPU.
+        self.lr = torch.tensor([c.lr * schedule(c, step) for c in configs], dtype=torch.float64)
+        lanes = torch.tensor([_numbers(c, step) for c in configs], dtype=torch.float64)
+        numbers = iter(sent(lanes.float(), device).t().unsqueeze(1).unbind())
+        self._decayed, self._plain = (AdamNumbers(*itertools.islice(numbers, len(AdamNumbers._fields))) for _ in "ab")
+        self._muon = MuonNumbers(*itertools.islice(numbers, len(MuonNumbers._fields)))
         #: Rungs a step for each unit of learning rate.
-        self.rungs_per_lr = self._tensor([c.rung_lr / c.lr for c in configs])
-        self.grid_scale = self._tensor([c.grid_scale * f for c, f in zip(configs, factors, strict=True)])
-        self.grid_momentum = self._tensor([c.grid_momentum for c in configs])
-        self.rung_clip = self._tensor([float(c.rung_clip) for c in configs])
-        self.weight_decay = self._tensor([c.weight_decay for c in configs])
-        self.grad_clip = self._tensor([c.grad_clip or float("inf") for c in configs])
+        self.rungs_per_lr, self.grid_scale, self.grid_momentum, self.rung_clip, self.weight_decay, self.grad_clip = (
+            numbers
+        )
 
     def adam(self, stack: Stack) -> AdamNumbers:
         """Adam's numbers shaped for a stack; vectors do not decay."""
@@ -49,15 +45,14 @@ class LaneNumbers:
         """Muon's numbers shaped for a stack of matrices."""
         return MuonNumbers(*(per_lane(n, stack.stored) for n in self._muon if isinstance(n, Tensor)))
 
-    def _adam(self, configs: Sequence[RunConfig], step: int, decay: bool) -> AdamNumbers:
-        lanes = [
-            adam_numbers(step, lr, (c.beta1, c.beta2), c.eps, c.weight_decay if decay else 0.0)
-            for lr, c in zip(self.lr, configs, strict=True)
-        ]
-        return AdamNumbers(*(self._tensor(list(column)) for column in zip(*lanes, strict=True)))
 
-    def _tensor(self, values: list[Any]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device).unsqueeze(0)
+def _numbers(c: RunConfig, step: int) -> list[Any]:
+    """The numbers of one lane, in the order in which `LaneNumbers` takes them."""
+    factor = schedule(c, step)
+    decayed, plain = (adam_numbers(step, c.lr * factor, (c.beta1, c.beta2), c.eps, d) for d in (c.weight_decay, 0.0))
+    muon = MuonNumbers(c.lr * factor, 1 - c.lr * factor * c.weight_decay, c.muon_momentum)
+    grid = c.grid_scale * factor, c.grid_momentum, float(c.rung_clip), c.weight_decay
+    return [*decayed, *plain, *muon, c.rung_lr / c.lr, *grid, c.grad_clip or math.inf]
 
 
 def schedule(config: RunConfig, step: int) -> float:

@@ -83,13 +83,12 @@ def train_step(lanes: Lanes, step: int) -> None:
         norms, total = lanes.take_gradients()
         factor = (numbers.grad_clip / (total.float() + 1e-6)).clamp_max(1.0)
         columns = [part.move(numbers, factor, step) for part in lanes.parts]
-        matrices = [column for column in columns if column]
-        layers = {name: _gather(lanes, [column[name] for column in matrices]) for name in matrices[0]}
-        layers["grad_norm"] = norms
-        layers |= _flow_columns(lanes)
+        layers = _gather(lanes, [column for column in columns if column])
+        layers |= {"grad_norm": norms} | _flow_columns(lanes)
         tokens = torch.full_like(total, float(step * inputs[0].numel()))
-        lr = torch.tensor(numbers.lr, dtype=torch.float64, device=lanes.device)
-        lanes.recorder.add(step, {"loss": losses.detach(), "lr": lr, "grad_norm": total, "tokens": tokens}, layers)
+        lanes.recorder.add(
+            step, {"loss": losses.detach(), "lr": numbers.lr, "grad_norm": total, "tokens": tokens}, layers
+        )
 
 
 def evaluate(lanes: Lanes) -> Tensor:
@@ -101,9 +100,10 @@ def evaluate(lanes: Lanes) -> Tensor:
         return torch.stack(losses, dim=-1).mean(-1)
 
 
-def _gather(lanes: Lanes, parts: list[Tensor]) -> Tensor:
-    """Columns of the parts as one, ``(S, L)``, in the order of the model."""
-    return torch.cat(parts).index_select(0, lanes.order)
+def _gather(lanes: Lanes, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Columns of the parts as one, each ``(S, L)``, in the order of the model."""
+    columns = torch.cat([torch.stack([part[name] for name in parts[0]]) for part in parts], dim=1)
+    return dict(zip(parts[0], columns.index_select(1, lanes.order), strict=True))
 
 
 def _flow_columns(lanes: Lanes) -> dict[str, Tensor]:

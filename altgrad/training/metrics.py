@@ -61,16 +61,16 @@ def discrete_metrics(
 
 
 def pooled(layers: dict[str, Tensor], elements: Tensor) -> dict[str, Tensor]:
-    """One lane's row from its matrices' rows; undefined matrices are left out, except that ranks are NaN if any is.
+    """Rows of lanes from those of their matrices; undefined matrices are left out, except that ranks are NaN if any is.
 
     Sums run along the last axis, so that no lane's order of addition depends on how many lanes there are.
 
     Args:
-        layers: the matrices' columns, each ``(L, S)`` and contiguous.
+        layers: the matrices' columns, each ``(..., L, S)`` and contiguous.
         elements: their sizes, ``(S,)``.
 
     Returns:
-        columns ``(L,)``; NaN where no matrix has a defined value.
+        columns ``(..., L)``; NaN where no matrix has a defined value.
     """
     row = {name: _sum(layers[name]) for name in COUNTS}
     stalled = layers["stall_ratio"] * layers["updates"]
@@ -114,21 +114,22 @@ class Recorder:
     def add(self, step: int, lanes: dict[str, Tensor], layers: dict[str, Tensor]) -> None:
         """Take one step: columns ``(L,)`` and ``(S, L)``."""
         self._steps.append(step)
-        by_lane = {name: values.t().contiguous() for name, values in layers.items()}
-        self._lanes.append(lanes | pooled(by_lane, self._elements))
+        self._lanes.append(lanes)
         self._layers.append(layers)
 
     def rows(self, last: dict[str, Tensor]) -> Rows:
         """Everything since the last call; ``last`` adds columns ``(L,)`` to the last step only."""
         if not self._steps:
             return Rows({}, {})
+        by_lane = _over_steps(self._lanes)  # (steps, L)
+        by_matrix = _over_steps(self._layers)  # (steps, S, L)
+        by_lane |= pooled({name: values.mT.contiguous() for name, values in by_matrix.items()}, self._elements)
         lanes, matrices, steps = len(self._keys), len(self._matrices), np.array(self._steps)
         step_columns: dict[str, np.ndarray] = {
             "key": np.tile(np.array(self._keys, dtype=object), len(steps)),
             "step": np.repeat(steps, lanes),
         }
-        for name in self._lanes[0]:
-            step_columns[name] = torch.stack([row[name] for row in self._lanes]).reshape(-1).double().cpu().numpy()
+        step_columns |= {name: _flat(values) for name, values in by_lane.items()}
         for name, values in last.items():
             column = np.full((len(steps), lanes), np.nan)
             column[-1] = values.double().cpu().numpy()
@@ -140,10 +141,17 @@ class Recorder:
             "format": np.tile(np.array(self._formats, dtype=object).reshape(-1), len(steps)),
             "elements": np.tile(np.repeat(self._elements.cpu().numpy(), lanes), len(steps)),
         }
-        for name in self._layers[0]:
-            layer_columns[name] = torch.stack([row[name] for row in self._layers]).reshape(-1).double().cpu().numpy()
+        layer_columns |= {name: _flat(values) for name, values in by_matrix.items()}
         self._steps, self._lanes, self._layers = [], [], []
         return Rows(step_columns, layer_columns)
+
+
+def _over_steps(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _flat(values: Tensor) -> np.ndarray:
+    return values.reshape(-1).double().cpu().numpy()
 
 
 def compute_rank_stats(model: nn.Module) -> dict[str, float]:

@@ -24,6 +24,7 @@ from altgrad.quantization.kernels import (
 )
 from altgrad.quantization.scaling import amax_scale, power_of_two_scale
 from altgrad.training.config import ConfigError, LayerRule, Problem, RunConfig
+from altgrad.training.data import sent
 from altgrad.training.model import aliases, matrix_names
 from altgrad.training.weights import Stack, count, per_lane
 
@@ -89,7 +90,7 @@ class Scaler:
 
     def slot(self, step: int) -> Tensor:
         """Where in the window a step's magnitudes go."""
-        return torch.tensor([step % self.history.shape[-1]], device=self.history.device)
+        return sent(torch.tensor([step % self.history.shape[-1]]), self.history.device)
 
     def observe(self, amax: Tensor, slot: Tensor) -> Tensor:
         """Take in the magnitudes of a step, ``(n, L)``, and return the scales that follow."""
@@ -206,7 +207,7 @@ class WeightGrid:
 
     def _keys(self, step: int, stream: int) -> Tensor:
         keys = [stream_keys(self._seeds, step, 2 * i + stream) for i in self.index]
-        return torch.tensor(keys, dtype=torch.int32, device=self.rungs.device)
+        return sent(torch.tensor(keys, dtype=torch.int32), self.rungs.device)
 
     def _rounded(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Values on the grid and their rungs (int32)."""
