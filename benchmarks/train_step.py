@@ -1,7 +1,8 @@
 """What a training step costs beside a plain PyTorch one: trackers, formats and lanes, in one interleaved run.
 
 A step is a batch, forward, backward, clipping and the optimizer, on the CPU; validation is left out on both sides.
-Both sides draw the same batches from the same data and start from the same weights.
+Everything runs eagerly and compiled, and the ratios compare the better mode of each. Both sides draw the same batches
+from the same data and start from the same weights.
 """
 
 import argparse
@@ -20,19 +21,25 @@ from rich.table import Table
 from torch import Tensor
 
 from altgrad.quantization.formats import FORMAT_REGISTRY
+from altgrad.quantization.fused import engine
 from altgrad.quantization.kernels import round_nearest
+from altgrad.training.callbacks import EARLY_STEPS
+from altgrad.training.compiling import compiled
 from altgrad.training.config import ModelConfig, RunConfig
 from altgrad.training.data import Batches, Corpus, load_corpus
 from altgrad.training.lane_optimizer import LaneNumbers, schedule
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
 from altgrad.training.model import initial_parameters
-from altgrad.training.precision import Flow, WeightGrid, layer_formats
-from altgrad.training.weights import Stack, lane_sum, per_lane
+from altgrad.training.part import Part
+from altgrad.training.precision import Flow, layer_formats
+from altgrad.training.weights import per_lane
 from benchmarks.plain_gpt import PlainGPT
 
 CPU = torch.device("cpu")
 GRADIENTS_TOO = ("weights", "activations", "gradients")
+#: Appended to the name of a program that is compiled.
+COMPILED = ", compiled"
 #: Rounds that are run and not timed.
 WARM_UP = 3
 
@@ -88,7 +95,7 @@ class Plain:
         self.model.take({name: lanes[0] for name, lanes in start.items()})
         self._optimizer = self.model.optimizer(config.lr, config.beta2, config.weight_decay)
         self.batches = Batches(corpus, [config.seed], config.batch_size, config.model.block_size, CPU)
-        self._loss: Callable[..., Tensor] = torch.compile(self.model) if config.compile else self.model
+        self._loss: Callable[..., Tensor] = torch.compile(self.model, dynamic=False) if config.compile else self.model
         self.loss = torch.zeros(())
 
     def step(self, step: int) -> None:
@@ -143,6 +150,7 @@ class Untracked:
         full = FORMAT_REGISTRY["fp32"]
         entering = [[full if name == "wpe" else f] for name, f in layer_formats(config).items()]
         self._lanes.activations = [_UncountedFlow(formats, config, CPU) for formats in entering]
+        self._move = compiled(_move_uncounted) if config.compile else _move_uncounted
         self.loss = torch.zeros(())
 
     def step(self, step: int) -> None:
@@ -150,62 +158,81 @@ class Untracked:
         lanes = self._lanes
         inputs, targets = lanes.batches.train(step)
         lanes.begin(step, training=True)
-        for part in lanes.parts:
-            part.stack.gradient.zero_()
         loss = lanes.loss(lanes.weights(), inputs, targets)
         loss.sum().backward()
         self.loss = loss.detach()[0]
         with torch.no_grad():
             numbers = LaneNumbers(lanes.configs, step, CPU)
-            squares = torch.stack([lane_sum(part.stack.gradient.square()).sum(0) for part in lanes.parts]).sum(0)
+            squares = torch.stack([part.take_gradient().sum(0) for part in lanes.parts]).sum(0)
             factor = (numbers.grad_clip / (squares.sqrt().float() + 1e-6)).clamp_max(1.0)
             for part in lanes.parts:
-                part.stack.gradient.mul_(per_lane(factor, part.stack.gradient))
-                part.optimizer.step(part.stack, numbers, step)
                 if part.grid:
-                    _round_weights(part.grid, part.stack, step)
+                    part.grid.begin(step)
+                self._move(part, numbers, factor)
 
     def flush(self) -> None:
         """Nothing is recorded."""
 
 
-def _round_weights(grid: WeightGrid, stack: Stack, step: int) -> None:
-    amax = stack.stored.abs().amax((-1, -2))
-    scale = per_lane(grid.scaler.observe(amax, grid.scaler.slot(step)), stack.stored)
-    torch.mul(round_nearest(stack.stored / scale, grid.numbers), scale, out=stack.working)
+def _move_uncounted(part: Part, numbers: LaneNumbers, factor: Tensor) -> None:
+    """Clip and optimize, and round the masters for use under the scale that follows."""
+    stack, grid = part.stack, part.grid
+    part.optimizer.step(stack, stack.gradient * per_lane(factor, stack.gradient), numbers)
+    if grid is not None:
+        scale = per_lane(grid.scaler.observe(stack.stored.abs().amax((-1, -2)), grid._slot), stack.stored)
+        stack.working.copy_(round_nearest(stack.stored / scale, grid.numbers) * scale)
 
 
 class Cost(NamedTuple):
     """Seconds; medians."""
 
-    #: A step between two rank checks.
+    #: One of the first steps, in which ranks are followed more closely.
+    early: float
+    #: A later step between two rank checks.
     ordinary: float
     #: A step with a rank check.
     check: float
     #: Rows, a step's share.
     rows: float
-    #: Steps from one check to the next.
+    #: Steps of the run, and from one check to the next.
+    steps: int
     interval: int
 
     @property
     def step(self) -> float:
-        """A step of a long run, checks and rows included as often as they occur."""
-        return self.ordinary + (self.check - self.ordinary) / self.interval + self.rows
+        """A step of a whole run, first steps, checks and rows included as often as they occur."""
+        early = (self.early - self.ordinary) * min(1.0, EARLY_STEPS / self.steps)
+        return self.ordinary + early + (self.check - self.ordinary) / self.interval + self.rows
 
 
-def measure(programs: Mapping[str, Program], rounds: int, interval: int) -> dict[str, Cost]:
-    """Time all programs side by side: one step of each, again and again, then steps that check ranks."""
-    unchecked = (step for step in itertools.count(1) if step % interval)
-    ordinary = list(itertools.islice(unchecked, WARM_UP + rounds))
+def measure(programs: Mapping[str, Program], rounds: int, config: RunConfig) -> dict[str, Cost]:
+    """Time all programs side by side, one step of each in turn: first steps, later ones, and such with rank checks."""
+    interval = config.ranks.interval
+    few = max(3, rounds // 4)
+    early = _rounds(programs, _unchecked(1, WARM_UP + few, interval))
+    ordinary = _unchecked(EARLY_STEPS + 1, WARM_UP + rounds, interval)
+    later = _rounds(programs, ordinary)
+    taken = len(ordinary) + WARM_UP + few
+    rows = {name: _seconds(program.flush) / taken for name, program in programs.items()}
     first_check = (ordinary[-1] // interval + 1) * interval
-    checks = range(first_check, first_check + max(3, rounds // 10) * interval, interval)
-    between = _rounds(programs, ordinary)
-    rows = {name: _seconds(program.flush) / len(ordinary) for name, program in programs.items()}
-    at_checks = _rounds(programs, checks)
+    checks = _rounds(programs, range(first_check, first_check + few * interval, interval))
+    median = statistics.median
     return {
-        name: Cost(statistics.median(between[name][WARM_UP:]), statistics.median(at_checks[name]), rows[name], interval)
+        name: Cost(
+            median(early[name][WARM_UP:]),
+            median(later[name][WARM_UP:]),
+            median(checks[name]),
+            rows[name],
+            config.steps,
+            interval,
+        )
         for name in programs
     }
+
+
+def _unchecked(first: int, count: int, interval: int) -> list[int]:
+    """The next steps without a rank check."""
+    return list(itertools.islice((step for step in itertools.count(first) if step % interval), count))
 
 
 def _rounds(programs: Mapping[str, Program], steps: Sequence[int]) -> dict[str, list[float]]:
@@ -224,53 +251,62 @@ def _seconds(action: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def programs_of(size: Size, corpus: Corpus, packs: Sequence[int], compiled: bool) -> dict[str, Program]:
-    """Everything that is timed at one size."""
-    e5m2 = size.config(format="E5M2", compile=compiled)
-    programs: dict[str, Program] = {"plain": Plain(size.config(compile=compiled), corpus)}
-    if compiled:
-        programs["plain, eager"] = Plain(size.config(), corpus)
-    programs |= {
-        "fp32 lane": Tracked(size.config(format="fp32", compile=compiled), corpus),
-        "E5M2 untracked": Untracked(e5m2, corpus),
-        "E5M2": Tracked(e5m2, corpus),
-        "E5M2, gradients too": Tracked(size.config(format="E5M2", tensors=GRADIENTS_TOO, compile=compiled), corpus),
-    }
-    return programs | {f"E5M2, {lanes} lanes": Tracked(e5m2, corpus, lanes) for lanes in packs if lanes > 1}
+def programs_of(size: Size, corpus: Corpus, packs: Sequence[int], modes: Sequence[bool]) -> dict[str, Program]:
+    """Everything that is timed at one size, eager and compiled."""
+    programs: dict[str, Program] = {}
+    for compiled_ in modes:
+        e5m2 = size.config(format="E5M2", compile=compiled_)
+        both = {"format": "E5M2", "tensors": GRADIENTS_TOO, "compile": compiled_}
+        mode: dict[str, Program] = {
+            "plain": Plain(size.config(compile=compiled_), corpus),
+            "fp32 lane": Tracked(size.config(format="fp32", compile=compiled_), corpus),
+            "E5M2 untracked": Untracked(e5m2, corpus),
+            "E5M2": Tracked(e5m2, corpus),
+            "E5M2, gradients too": Tracked(size.config(**both), corpus),
+        }
+        mode |= {f"E5M2, {lanes} lanes": Tracked(e5m2, corpus, lanes) for lanes in packs if lanes > 1}
+        programs |= {name + COMPILED * compiled_: program for name, program in mode.items()}
+    return programs
+
+
+def best(costs: Mapping[str, Cost], name: str) -> float:
+    """Seconds a step of a program in its better mode."""
+    return min(costs[each].step for each in (name, name + COMPILED) if each in costs)
 
 
 def ratios(costs: Mapping[Size, Mapping[str, Cost]], packs: Sequence[int]) -> dict[str, Any]:
     """The keys that `benchmarks/README.md` explains; trackers and lanes are measured at the first size."""
     first = next(iter(costs.values()))
 
-    def over_plain(name: str) -> dict[str, float]:
-        return {str(size): cost[name].step / cost["plain"].step for size, cost in costs.items()}
+    def over(name: str, other: str) -> dict[str, float]:
+        return {str(size): best(cost, name) / best(cost, other) for size, cost in costs.items()}
 
-    alone = first["E5M2"].step
-    per_lane = {str(lanes): first[f"E5M2, {lanes} lanes"].step / lanes / alone for lanes in packs if lanes > 1}
+    alone = best(first, "E5M2")
+    per_lane = {str(lanes): best(first, f"E5M2, {lanes} lanes") / lanes / alone for lanes in packs if lanes > 1}
     return {
-        "tracked_over_plain": over_plain("E5M2"),
-        "tracked_quantized_gradients_over_plain": over_plain("E5M2, gradients too"),
-        "trackers_over_untracked": alone / first["E5M2 untracked"].step,
+        "tracked_over_plain": over("E5M2", "plain"),
+        "tracked_quantized_gradients_over_plain": over("E5M2, gradients too", "plain"),
+        "trackers_over_untracked": alone / best(first, "E5M2 untracked"),
+        "trackers_over_untracked_by_size": over("E5M2", "E5M2 untracked"),
         "per_lane": {"1": 1.0} | per_lane,
-        "fp32_lane_over_plain": over_plain("fp32 lane"),
+        "fp32_lane_over_plain": over("fp32 lane", "plain"),
         "threads": torch.get_num_threads(),
     }
 
 
-def table(size: Size, costs: Mapping[str, Cost], rounds: int, compiled: bool) -> Table:
+def table(size: Size, costs: Mapping[str, Cost], rounds: int) -> Table:
     """Milliseconds for people."""
     config = size.config()
-    shape = f"block {config.model.block_size}, batch {config.batch_size}, {'compiled' if compiled else 'eager'}"
+    shape = f"block {config.model.block_size}, batch {config.batch_size}"
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     where = f"{torch.get_num_threads()} threads, torch {torch.__version__}, load {load}"
     result = Table(title=f"{size}, {shape}: ms a step, medians of {rounds} rounds", caption=where)
     result.add_column("program")
-    for column in ("step", "at a check", "long run", "over plain"):
+    for column in ("early", "step", "at a check", "whole run", "over plain"):
         result.add_column(column, justify="right")
     for name, cost in costs.items():
-        cells = [f"{1000 * seconds:.2f}" for seconds in (cost.ordinary, cost.check, cost.step)]
-        result.add_row(name, *cells, f"{cost.step / costs['plain'].step:.3f}")
+        cells = [f"{1000 * seconds:.2f}" for seconds in (cost.early, cost.ordinary, cost.check, cost.step)]
+        result.add_row(name, *cells, f"{cost.step / best(costs, 'plain'):.3f}")
     return result
 
 
@@ -306,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="lanes side by side, at the first size (default 4,16)",
     )
-    parser.add_argument("--compile", action="store_true", help="compile both sides instead")
+    parser.add_argument("--eager", action="store_true", help="compile nothing (compiling takes minutes)")
     return parser
 
 
@@ -317,12 +353,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     sizes, packs = options.sizes, options.lanes
     corpus, console = load_corpus("stdlib"), Console()
+    modes = [False] if options.eager or engine().name == "eager" else [False, True]
     costs: dict[Size, dict[str, Cost]] = {}
     for size in sizes:
-        torch.compiler.reset()
-        programs = programs_of(size, corpus, packs if size == sizes[0] else (), options.compile)
-        costs[size] = measure(programs, options.steps, size.config().ranks.interval)
-        console.print(table(size, costs[size], options.steps, options.compile))
+        programs = programs_of(size, corpus, packs if size == sizes[0] else (), modes)
+        costs[size] = measure(programs, options.steps, size.config())
+        console.print(table(size, costs[size], options.steps))
     if options.json:
         print(json.dumps(ratios(costs, packs)))
 

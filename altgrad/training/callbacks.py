@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.quantization.diagnostics import is_update
+from altgrad.quantization.diagnostics import UPDATE_THRESHOLD
 from altgrad.quantization.kernels import uniform_bits
 from altgrad.quantization.rank_health import RankHealthMonitor, RankTrendDetector, spectral_stats
 from altgrad.quantization.subspace import subspace_iteration
@@ -34,7 +34,7 @@ class FlipObserver:
 
         Directions count from `turn` on: a compiled step is one loop only if it writes to nothing that it reads.
         """
-        updated = is_update(gradient).to(torch.int32)
+        updated = gradient.abs().gt_(UPDATE_THRESHOLD).to(torch.int32)
         metrics = discrete_metrics(transition, updated, self._numbers, self.direction, self._next_direction)
         undefined = torch.where(transition.amax.isfinite(), self.undefined, torch.nan)
         return {name: values + undefined for name, values in metrics.items()}
@@ -49,7 +49,7 @@ class FlipObserver:
 _VECTORS = 8
 #: Iterations on the initial weights, at each of the early steps, in which those directions are born, and the number of
 #: these steps.
-_FIRST_ITERATIONS, _EARLY_ITERATIONS, _EARLY_STEPS = 20, 4, 200
+_FIRST_ITERATIONS, _EARLY_ITERATIONS, EARLY_STEPS = 20, 4, 200
 
 
 class RankObserver:
@@ -66,7 +66,7 @@ class RankObserver:
     @staticmethod
     def iterations(step: int) -> int:
         """How many iterations a step needs."""
-        return _EARLY_ITERATIONS if step <= _EARLY_STEPS else 1
+        return _EARLY_ITERATIONS if step <= EARLY_STEPS else 1
 
     def observe(self, stack: Stack, iterations: int) -> dict[str, Tensor]:
         """Stable rank (arXiv 1906.04659) by a warm-started subspace iteration, float64 ``(n, L)``."""

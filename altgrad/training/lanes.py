@@ -139,13 +139,17 @@ class Lanes:
         return cross_entropy(forward(weights, inputs, self.config.model, enter, leave, multiply), targets)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a later step depends on, by parameter, lanes first; views of the live tensors."""
+        """Everything that a later step depends on, by parameter, lanes first: views of what is live, codes apart."""
+        state = self._flow_tensors()
+        for part in self.parts:
+            state |= part.tensors()
+        return state
+
+    def _flow_tensors(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for kind, flows in (("activations", self.activations), ("gradients", self.gradients)):
             for name, flow in zip(self.matrices, flows, strict=True):
                 state |= by_name([name], {f"{kind}.{k}": tensor for k, tensor in flow.scaler.tensors().items()})
-        for part in self.parts:
-            state |= part.tensors()
         return state
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -160,11 +164,10 @@ class Lanes:
         if unlike := [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]:
             raise ValueError(f"the state of another program: unlike shapes of {', '.join(unlike)}")
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in self._flow_tensors().items():
                 tensor.copy_(tensors[name])
             for part in self.parts:
-                if part.grid:
-                    part.grid.refresh(part.stack)
+                part.load(tensors)
 
     def without(self, ended: set[str], by_key: Mapping[str, RunConfig]) -> "Lanes":
         """The same program without some lanes."""

@@ -31,7 +31,7 @@ def discrete_metrics(
 ) -> dict[str, Tensor]:
     """Counts of one stack's step, each float64 ``(n, L)``; undefined is NaN. Rescale flips are counted elsewhere.
 
-    Written in int32 throughout, which both PyTorch's own loops and compiled ones do with SIMD.
+    Masks are numbers, 0 or 1, made by comparing in place: booleans are slow in PyTorch's loops and in compiled ones.
 
     Args:
         t: the rungs before and after.
@@ -56,7 +56,7 @@ def discrete_metrics(
         "oscillations": -count(reversed_),
         "rung_distance": count(moved.abs(), most=2 * torch.iinfo(t.before.dtype).max) / flips,
         "weight_saturated": count(at_end) / size,
-        "weight_underflowed": (count(t.unrounded.to(torch.bool)) - count(t.after.to(torch.bool))) / size,
+        "weight_underflowed": count(t.unrounded.abs().gt_(0).to(torch.int32) - t.after.abs().clamp_max_(1)) / size,
     }
 
 

@@ -73,13 +73,26 @@ class Part:
         return columns | self.ranks.spectra(self.stack) if step % self._rank_interval == 0 else columns
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by parameter, lanes first; rungs and working weights follow from it."""
-        state = {"stored": self.stack.stored, **self.optimizer.state}
+        """The state by parameter, lanes first: all that a later step depends on, and nothing that follows from it."""
+        state = {**self.optimizer.state}
         if self.ranks:
             state["vectors"] = self.ranks.vectors
         if self.grid and self.flips:
             state |= {"direction": self.flips.direction, **self.grid.scaler.tensors()}
+        if self.grid and self.grid.codes_are_weights:
+            state["codes"] = self.grid.codes(self.stack)
+        else:
+            state["stored"] = self.stack.stored
         return by_name(self.stack.names, state)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the state that `tensors` gave, from among those of other parts too."""
+        for name, own in self.tensors().items():
+            own.copy_(tensors[name])
+        if self.grid and self.grid.codes_are_weights:
+            self.grid.restore(self.stack, torch.stack([tensors[f"{name}/codes"] for name in self.stack.names]))
+        elif self.grid:
+            self.grid.refresh(self.stack)
 
 
 def _optimize(part: Part, numbers: LaneNumbers, factor: Tensor) -> Tensor:

@@ -18,10 +18,12 @@ from altgrad.quantization.kernels import (
     round_nearest,
     round_stochastic,
     round_to_rungs,
+    rung_to_value,
     stream_keys,
     uniform_bits,
     value_to_rung,
 )
+from altgrad.quantization.ops import NAN_STATE
 from altgrad.quantization.scaling import amax_scale, power_of_two_scale
 from altgrad.training.config import ConfigError, LayerRule, Problem, RunConfig
 from altgrad.training.data import sent
@@ -146,6 +148,8 @@ class WeightGrid:
         self._on_grid = torch.tensor(on_grid, device=device).view(-1, 1, 1)
         self._stochastic = torch.tensor(stochastic, device=device).view(-1, 1, 1)
         narrow = all(f.bits == 8 or f.is_identity for f in formats)
+        #: No lane has masters, and a byte says all of a weight: codes and scales are the state.
+        self.codes_are_weights = self._all_on_grid and narrow
         self.scaler = Scaler([formats] * len(index), configs[0], device)
         if not self._all_on_grid:
             stack.use_own_working_weights()
@@ -195,6 +199,16 @@ class WeightGrid:
         scale = self.scaler.scale.clone()
         self.round(stack)
         self.rescale(stack, scale)
+
+    def codes(self, stack: Stack) -> Tensor:
+        """The codes of weights that live on their grid: all that there is to say of them beside the scales, int8."""
+        return torch.where(stack.stored.isnan(), NAN_STATE, self.rungs)
+
+    def restore(self, stack: Stack, codes: Tensor) -> None:
+        """Set the weights from their codes, the scales being set."""
+        value = rung_to_value(codes, self.numbers) * per_lane(self.scaler.scale, stack.stored)
+        stack.stored.copy_(torch.where(codes == NAN_STATE, torch.nan, value))
+        self.rungs.copy_(codes)
 
     def refresh(self, stack: Stack) -> None:
         """Derive working weights and rungs from stored weights and scales, as after loading them."""
@@ -303,8 +317,8 @@ class Flow:
         v = x / scale
         q = round_nearest(v, self._numbers)
         size = float(x[0].numel())
-        at_end = q.abs().ge_(self._numbers.max_value).to(torch.bool)
-        lost = count(v.to(torch.bool)) - count(q.to(torch.bool))
+        at_end = q.abs().ge_(self._numbers.max_value).to(torch.int32)
+        lost = v.abs().gt_(0).sub_(q.abs().gt_(0)).to(torch.int32)
         self.saturated.copy_(count(at_end) / size + self._undefined)
-        self.underflowed.copy_(lost / size + self._undefined)
+        self.underflowed.copy_(count(lost) / size + self._undefined)
         return q * scale

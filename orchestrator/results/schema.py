@@ -19,18 +19,26 @@ _KEY = [
 ]
 
 _DISCRETE = [
-    ("updates", _INT, "Elements of quantized matrices with |gradient| > 1e-10."),
+    ("updates", _INT, "Elements of quantized matrices with |gradient| > 1e-10 after clipping."),
     ("flips", _INT, "Elements whose code changed over the optimizer step, under the scale frozen before it."),
     ("stall_ratio", _FLOAT, "1 - |flip and update| / |update|; 0 where nothing was updated."),
     ("rescale_flips", _INT, "Elements whose code changed because the scale did."),
-    ("oscillations", _INT, "Flips that reverse the element's last flip (arXiv 2203.11086)."),
+    (
+        "oscillations",
+        _INT,
+        "Flips that reverse the element's last flip (arXiv 2203.11086); rescale flips do not count as last.",
+    ),
     ("rung_distance", _FLOAT, "Mean absolute rungs moved by the elements that flipped; null where none did."),
-    ("weight_saturated", _FLOAT, "Share of quantized weights at or beyond the largest value."),
-    ("weight_underflowed", _FLOAT, "Share of nonzero weights rounded to zero."),
-    ("activation_saturated", _FLOAT, "The same of the activations entering the matrix."),
-    ("activation_underflowed", _FLOAT, "The same of the activations entering the matrix."),
-    ("gradient_saturated", _FLOAT, "The same of the gradients leaving the matrix, where quantized."),
-    ("gradient_underflowed", _FLOAT, "The same of the gradients leaving the matrix, where quantized."),
+    ("weight_saturated", _FLOAT, "Share of quantized weights that lie on the last rung."),
+    (
+        "weight_underflowed",
+        _FLOAT,
+        "Share of all weights that were not zero and became zero by rounding, under the old scale.",
+    ),
+    ("activation_saturated", _FLOAT, "Share of the activations entering the matrix that lie on the last rung."),
+    ("activation_underflowed", _FLOAT, "Share of all these activations that became zero by rounding."),
+    ("gradient_saturated", _FLOAT, "Share of the gradients leaving the matrix, where quantized, on the last rung."),
+    ("gradient_underflowed", _FLOAT, "Share of all these gradients that became zero by rounding."),
 ]
 
 _STEPS = [

@@ -1,0 +1,108 @@
+"""Compiled programs: what compiles nothing again, who else finds them, and that they train as eager ones do."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import small
+from torch._dynamo.utils import counters
+
+from altgrad.training.config import LANE_FIELDS
+from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.lanes import Lanes
+from altgrad.training.loop import evaluate, train_step
+
+pytestmark = pytest.mark.skipif(
+    not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
+    reason="torch.compile needs a C++ compiler",
+)
+
+
+def program(corpus: Corpus, *lanes: dict[str, Any], **shared: Any) -> Lanes:
+    """Two lanes; with nothing said the program that `test_lanes` compiles too, so that it is paid for once."""
+    one, other = lanes or ({"format": "E4M3"}, {"format": "E5M2"})
+    configs = {"a": small(**({"compile": True} | shared | one)), "b": small(**({"compile": True} | shared | other))}
+    return Lanes(list(configs), configs, corpus, torch.device("cpu"))
+
+
+def go(lanes: Lanes) -> dict[str, int]:
+    """Two steps and a validation; what this process has traced, found in the cache and compiled since it started."""
+    torch.set_num_threads(1)
+    for step in (1, 2):
+        train_step(lanes, step)
+    evaluate(lanes)
+    inductor = counters["inductor"]
+    return {
+        "graphs": counters["stats"]["unique_graphs"],
+        "found": inductor["fxgraph_cache_hit"],
+        "made": inductor["fxgraph_cache_miss"],
+    }
+
+
+@pytest.fixture(scope="module")
+def compiled(corpus: Corpus) -> dict[str, int]:
+    """Counts when the program is compiled."""
+    counts = go(program(corpus))
+    assert counts["graphs"] > 0
+    return counts
+
+
+@pytest.mark.parametrize(
+    "lanes",
+    [
+        ({"format": "E5M2"}, {"format": "E4M3"}),
+        ({"format": "E0M7"}, {"format": "E7M0"}),
+        ({"lr": 3e-2}, {"lr": 1e-4}),
+        ({"seed": 1}, {"seed": 2}),
+        ({"min_lr_ratio": 0.5, "beta1": 0.8, "beta2": 0.999}, {"eps": 1e-6, "weight_decay": 0.0, "grad_clip": 0.0}),
+    ],
+    ids=str,
+)
+def test_other_lanes_compile_nothing_again(lanes: tuple[dict, dict], compiled: dict[str, int], corpus: Corpus) -> None:
+    assert set().union(*lanes) <= LANE_FIELDS
+    graphs = counters["stats"]["unique_graphs"]
+    assert go(program(corpus, *lanes))["graphs"] == graphs
+
+
+def test_another_process_finds_them_in_the_cache(compiled: dict[str, int]) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert counts["graphs"] > 0
+    assert counts["found"] > 0
+    assert counts["made"] == 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"optimizer": "manifold_adamw", "precondition": "update", "rung_lr": 1.0, "storage": "stochastic"},
+        {"optimizer": "grid", "storage": "nearest"},
+    ],
+    ids=str,
+)
+def test_steps_agree_with_eager_ones_from_equal_states(setting: dict, corpus: Corpus) -> None:
+    """From the same state, one step differs by float32 rounding only; a few codes on a boundary may flip."""
+    eager, ours = program(corpus, compile=False, **setting), program(corpus, **setting)
+    for step in (1, 2, 3):
+        ours.load(eager.tensors())
+        train_step(eager, step)
+        train_step(ours, step)
+        one, other = eager.recorder.rows({}), ours.recorder.rows({})
+        np.testing.assert_allclose(one.steps["loss"], other.steps["loss"], rtol=1e-3)
+        np.testing.assert_allclose(one.layers["grad_norm"], other.layers["grad_norm"], rtol=0.02)
+        for counted in ("flips", "updates"):
+            differing = np.abs(one.steps[counted] - other.steps[counted]) / one.steps["updates"]
+            assert (differing < 0.02).all(), counted
+
+
+if __name__ == "__main__":
+    print(json.dumps(go(program(load_corpus("stdlib")))))
