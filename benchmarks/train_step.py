@@ -88,18 +88,27 @@ class Program(Protocol):
 class Plain:
     """An `nn.Module` under `torch.optim.AdamW`, as its defaults have it."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, corpus: Corpus, permit_bf16: bool = False) -> None:
+        """``permit_bf16``: let oneDNN multiply float32 tensors as bf16 where it wants to."""
+        self._config, self._precision = config, "bf16" if permit_bf16 else "none"
         self.model = PlainGPT(config.model, corpus.vocabulary)
         start = initial_parameters(config.model, corpus.vocabulary, [config.seed])
         self.model.take({name: lanes[0] for name, lanes in start.items()})
         self._optimizer = self.model.optimizer(config.lr, config.beta2, config.weight_decay)
         self.batches = Batches(corpus, [config.seed], config.batch_size, config.model.block_size, CPU)
-        self._loss: Callable[..., Tensor] = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        self._loss: Callable[..., Tensor] = (
+            torch.compile(self.model, dynamic=False) if config.compile == "always" else self.model
+        )
         self.loss = torch.zeros(())
 
     def step(self, step: int) -> None:
         """One optimizer step."""
+        switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        switch.fp32_precision = self._precision
+        self._step(step)
+        switch.fp32_precision = "none"
+
+    def _step(self, step: int) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.lr * schedule(self._config, step)
         inputs, targets = self.batches.train(step)
@@ -150,7 +159,7 @@ class Untracked:
         full = FORMAT_REGISTRY["fp32"]
         entering = [[full if name == "wpe" else f] for name, f in layer_formats(config).items()]
         self._lanes.activations = [_UncountedFlow(formats, config, CPU) for formats in entering]
-        self._move = compiled(_move_uncounted) if config.compile else _move_uncounted
+        self._move = compiled(_move_uncounted) if config.compile == "always" else _move_uncounted
         self.loss = torch.zeros(())
 
     def step(self, step: int) -> None:
@@ -254,18 +263,20 @@ def _seconds(action: Callable[[], None]) -> float:
 def programs_of(size: Size, corpus: Corpus, packs: Sequence[int], modes: Sequence[bool]) -> dict[str, Program]:
     """Everything that is timed at one size, eager and compiled."""
     programs: dict[str, Program] = {}
-    for compiled_ in modes:
-        e5m2 = size.config(format="E5M2", compile=compiled_)
-        both = {"format": "E5M2", "tensors": GRADIENTS_TOO, "compile": compiled_}
-        mode: dict[str, Program] = {
-            "plain": Plain(size.config(compile=compiled_), corpus),
-            "fp32 lane": Tracked(size.config(format="fp32", compile=compiled_), corpus),
+    for is_compiled in modes:
+        mode = "always" if is_compiled else "never"
+        e5m2 = size.config(format="E5M2", compile=mode)
+        both = {"format": "E5M2", "tensors": GRADIENTS_TOO, "compile": mode}
+        named: dict[str, Program] = {
+            "plain": Plain(size.config(compile=mode), corpus),
+            "plain, bf16 permitted": Plain(size.config(compile=mode), corpus, permit_bf16=True),
+            "fp32 lane": Tracked(size.config(format="fp32", compile=mode), corpus),
             "E5M2 untracked": Untracked(e5m2, corpus),
             "E5M2": Tracked(e5m2, corpus),
             "E5M2, gradients too": Tracked(size.config(**both), corpus),
         }
-        mode |= {f"E5M2, {lanes} lanes": Tracked(e5m2, corpus, lanes) for lanes in packs if lanes > 1}
-        programs |= {name + COMPILED * compiled_: program for name, program in mode.items()}
+        named |= {f"E5M2, {lanes} lanes": Tracked(e5m2, corpus, lanes) for lanes in packs if lanes > 1}
+        programs |= {name + COMPILED * is_compiled: program for name, program in named.items()}
     return programs
 
 
@@ -290,6 +301,7 @@ def ratios(costs: Mapping[Size, Mapping[str, Cost]], packs: Sequence[int]) -> di
         "trackers_over_untracked_by_size": over("E5M2", "E5M2 untracked"),
         "per_lane": {"1": 1.0} | per_lane,
         "fp32_lane_over_plain": over("fp32 lane", "plain"),
+        "bf16_permitted_over_plain": over("plain, bf16 permitted", "plain"),
         "threads": torch.get_num_threads(),
     }
 

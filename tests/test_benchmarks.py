@@ -18,6 +18,8 @@ from torch import Tensor
 
 from altgrad.quantization import fused
 from altgrad.quantization.formats import E4M3, E5M2, FP8Format
+from altgrad.training.callbacks import EARLY_STEPS
+from altgrad.training.config import RankConfig, RunConfig
 from altgrad.training.data import Corpus, load_corpus
 from benchmarks import quantize
 from benchmarks.learn_as_nanogpt import Curves, compare
@@ -55,11 +57,14 @@ def numbers(value: Any) -> list[float]:
 
 @pytest.mark.parametrize("script", [["-m", "benchmarks.train_step"], ["benchmarks/train_step.py"]], ids=" ".join)
 def test_train_step_prints_its_ratios(script: list[str]) -> None:
-    settings = ["--json", "--steps", "2", "--sizes", f"{TINY},2x16", "--lanes", "4,16", "--threads", "1"]
+    settings = ["--json", "--steps", "2", "--sizes", f"{TINY},2x16", "--lanes", "4,16", "--threads", "1", "--eager"]
     result = last_line(*script, *settings)
-    over_plain = ("tracked_over_plain", "tracked_quantized_gradients_over_plain", "fp32_lane_over_plain")
-    assert result.keys() == {*over_plain, "trackers_over_untracked", "per_lane", "threads"}
-    assert all(result[name].keys() == {TINY, "2x16"} for name in over_plain)
+    by_size = {
+        *("tracked_over_plain", "tracked_quantized_gradients_over_plain", "fp32_lane_over_plain"),
+        *("bf16_permitted_over_plain", "trackers_over_untracked_by_size"),
+    }
+    assert result.keys() == by_size | {"trackers_over_untracked", "per_lane", "threads"}
+    assert all(result[name].keys() == {TINY, "2x16"} for name in by_size)
     assert result["per_lane"].keys() == {"1", "4", "16"}
     assert result["per_lane"]["1"] == 1.0
     assert result["threads"] == 1
@@ -122,16 +127,17 @@ class Recording:
 def test_programs_are_timed_in_turn_with_checks_apart() -> None:
     log: list[tuple[str, int]] = []
     programs: dict[str, Program] = {name: Recording(name, log) for name in "ABC"}
-    measure(programs, rounds=4, interval=5)
+    measure(programs, rounds=4, config=RunConfig(ranks=RankConfig(interval=5)))
     assert "".join(name for name, _ in log) == "ABC" * (len(log) // 3)
     steps = [step for name, step in log if name == "A"]
-    assert steps[: WARM_UP + 4] == [1, 2, 3, 4, 6, 7, 8]
-    assert steps[WARM_UP + 4 :] == [0, 10, 15, 20]
+    assert steps[: WARM_UP + 3] == [1, 2, 3, 4, 6, 7]
+    assert steps[WARM_UP + 3 : 2 * WARM_UP + 7] == [201, 202, 203, 204, 206, 207, 208]
+    assert steps[2 * WARM_UP + 7 :] == [0, 210, 215, 220]
 
 
-def test_a_long_run_has_a_check_and_rows_as_often_as_they_occur() -> None:
-    cost = Cost(ordinary=1.0, check=3.0, rows=0.5, interval=10)
-    assert cost.step == pytest.approx((9 * 1.0 + 3.0) / 10 + 0.5)
+def test_a_run_has_first_steps_checks_and_rows_as_often_as_they_occur() -> None:
+    cost = Cost(early=2.0, ordinary=1.0, check=3.0, rows=0.5, steps=2 * EARLY_STEPS, interval=10)
+    assert cost.step == pytest.approx((9 * 1.0 + 3.0) / 10 + 0.5 * (2.0 - 1.0) + 0.5)
 
 
 @pytest.mark.parametrize(

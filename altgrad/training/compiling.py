@@ -6,6 +6,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from altgrad.quantization.fused import engine
+from altgrad.training.config import RunConfig
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _SETTINGS: dict[str, Any] = {
@@ -18,7 +21,38 @@ _SETTINGS: dict[str, Any] = {
     "fullgraph": True,
 }
 
+#: What compilation costs with an empty cache: whatever the model, and for every layer.
+_COST, _COST_A_LAYER = 40.0, 6.0
+#: What it saves in a step: whatever the model, and for every element of weights and activations.
+_SAVED, _SAVED_AN_ELEMENT = 2e-3, 2.2e-9
+
 
 def compiled(function: _F) -> _F:
     """A function under `torch.compile`. Formats, learning rates and seeds are tensors: other ones compile nothing."""
     return typing.cast(_F, torch.compile(function, **_SETTINGS))
+
+
+def is_compiled(config: RunConfig, device: torch.device) -> bool:
+    """Whether a run is compiled: where it says so, or where it is long enough to repay compilation.
+
+    What one lane alone would do decides, so that a lane's numbers do not depend on its pack. On GPUs nothing was
+    measured yet, so there it is compiled only where it says so.
+    """
+    if config.compile != "auto":
+        return config.compile == "always"
+    if device.type != "cpu" or config.steps * saved_seconds(config) < compile_seconds(config):
+        return False
+    return engine("cpu").name == "compiled"
+
+
+def compile_seconds(config: RunConfig) -> float:
+    """About what compiling a run takes on two cores with an empty cache (docs/measurements.md)."""
+    return _COST + _COST_A_LAYER * config.model.n_layer
+
+
+def saved_seconds(config: RunConfig) -> float:
+    """About what compiling saves in a step of one lane on two cores (docs/measurements.md)."""
+    model = config.model
+    weights = 12 * model.n_layer * model.n_embd**2
+    activations = 20 * model.n_layer * model.n_embd * model.block_size * config.batch_size
+    return _SAVED + _SAVED_AN_ELEMENT * (weights + activations)

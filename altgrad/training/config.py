@@ -146,8 +146,8 @@ class RunConfig:
 
     #: How two quantized operands are multiplied where the machine has bf16 products: so, exactly, or in float32.
     products: Literal["bf16", "float32"] = "bf16"
-    #: Compile the forward and backward pass: faster on long runs, last bits may differ from eager.
-    compile: bool = False
+    #: Compile the step: last bits may differ from eager. ``auto`` does where a run is long enough to repay it.
+    compile: Literal["auto", "always", "never"] = "auto"
 
     #: ``stdlib``, a text file, a folder of text, a ``.bin`` of uint16 tokens, or a ``.parquet``/``.jsonl`` file.
     corpus: str = "stdlib"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
-from altgrad.training.compiling import compiled
+from altgrad.training.compiling import compiled, is_compiled
 from altgrad.training.config import LANE_FIELDS, ConfigError, Problem, RunConfig
 from altgrad.training.data import Batches, Corpus
 from altgrad.training.metrics import Recorder
@@ -51,7 +51,7 @@ class Lanes:
         self.activations, self.gradients = self._flows(formats)
         self.products = self._products(formats)
         self.recorder = self._recorder(formats)
-        self.loss = compiled(self._loss) if self.config.compile else self._loss
+        self.loss = compiled(self._loss) if is_compiled(self.config, device) else self._loss
 
     def _parts(self, formats: Formats, values: Mapping[str, Tensor]) -> list[Part]:
         """Parameters of one shape, with the same formats and the same optimizer, make one part."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from altgrad.quantization.formats import FP8Format
 from altgrad.training.callbacks import SPECTRA, FlipObserver, RankObserver
-from altgrad.training.compiling import compiled
+from altgrad.training.compiling import compiled, is_compiled
 from altgrad.training.config import RunConfig
 from altgrad.training.lane_optimizer import LaneNumbers, LaneOptimizer
 from altgrad.training.metrics import DISCRETE
@@ -32,7 +32,7 @@ class Part:
         self.flips = FlipObserver(stack, self.grid) if self.grid else None
         self.ranks = RankObserver(stack) if stack.is_matrix else None
         self._rank_interval = configs[0].ranks.interval
-        self._run = _COMPILED if configs[0].compile else _EAGER
+        self._run = _COMPILED if is_compiled(configs[0], stack.stored.device) else _EAGER
 
     def take_gradient(self) -> Tensor:
         """Collect the gradient of the last backward pass; its sums of squares, float64 ``(n, L)``."""
@@ -65,10 +65,12 @@ class Part:
     def _columns(self, discrete: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Every column there is, NaN where a matrix has none or none was due."""
         assert self.ranks
-        undefined = torch.full(
-            self.stack.stored.shape[:2], float("nan"), dtype=torch.float64, device=self.stack.stored.device
-        )
-        ranks = self._run.observe_ranks(self, self.ranks.iterations(step))
+        stored = self.stack.stored
+        undefined = torch.full(stored.shape[:2], torch.nan, dtype=torch.float64, device=stored.device)
+        iterations = self.ranks.iterations(step)
+        # The early steps are too few to repay a program of their own.
+        observe_ranks = self._run.observe_ranks if iterations == 1 else _EAGER.observe_ranks
+        ranks = observe_ranks(self, iterations)
         columns = dict.fromkeys((*DISCRETE, "scale", *SPECTRA), undefined) | discrete | ranks
         return columns | self.ranks.spectra(self.stack) if step % self._rank_interval == 0 else columns
 

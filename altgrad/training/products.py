@@ -1,8 +1,11 @@
-"""Products of quantized operands on bf16 hardware.
+"""Products of quantized operands as products of bf16 numbers.
 
 Every value of an 8-bit format times a power of two is exact in bf16. So where both operands of a product are
-quantized, the faster bf16 multipliers with float32 accumulation lose nothing: only the order of addition is another, as
-between any two float32 libraries. A product with one operand in full precision stays in float32.
+quantized, multipliers of bf16 that add in float32 lose nothing: only the order of addition is another, as between any
+two float32 libraries. A product with one operand in full precision stays in float32.
+
+On GPUs that means tensor cores. On CPUs it is a permission: oneDNN multiplies in bf16 where that is fastest, and
+elsewhere in float32 (docs/decisions/0010-bf16-products.md says what that gains).
 
 Shapes: L lanes; products are ``(L, m, k) @ (L, k, n)``.
 """
@@ -31,13 +34,17 @@ class Span(NamedTuple):
     exact: bool
 
 
+#: PyTorch gives products up to this size to one library and larger ones to another, by the size of all lanes together.
+#: So small ones go lane by lane: a lane's bits do not depend on its neighbours.
+_SMALL = 16**3
+
 #: How the lanes of one product divide.
 Spans = tuple[Span, ...]
 
 
 @functools.cache
 def bf16_is_faster(device_type: str) -> bool:
-    """Whether this machine multiplies bf16 in hardware and adds in float32."""
+    """Whether a machine multiplies bf16 in hardware and adds in float32, and PyTorch can be told to."""
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
@@ -62,7 +69,9 @@ def bmm_bf16(a: Tensor, b: Tensor) -> Tensor:
     usual = switch.fp32_precision
     switch.fp32_precision = "bf16"
     try:
-        return torch.bmm(a, b)
+        if a.shape[1] * a.shape[2] * b.shape[2] > _SMALL:
+            return torch.bmm(a, b)
+        return torch.cat([torch.bmm(a[i : i + 1], b[i : i + 1]) for i in range(len(a))])
     finally:
         switch.fp32_precision = usual
 

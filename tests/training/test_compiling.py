@@ -28,7 +28,10 @@ pytestmark = pytest.mark.skipif(
 def program(corpus: Corpus, *lanes: dict[str, Any], **shared: Any) -> Lanes:
     """Two lanes; with nothing said the program that `test_lanes` compiles too, so that it is paid for once."""
     one, other = lanes or ({"format": "E4M3"}, {"format": "E5M2"})
-    configs = {"a": small(**({"compile": True} | shared | one)), "b": small(**({"compile": True} | shared | other))}
+    configs = {
+        "a": small(**({"compile": "always"} | shared | one)),
+        "b": small(**({"compile": "always"} | shared | other)),
+    }
     return Lanes(list(configs), configs, corpus, torch.device("cpu"))
 
 
@@ -91,7 +94,7 @@ def test_another_process_finds_them_in_the_cache(compiled: dict[str, int]) -> No
 )
 def test_steps_agree_with_eager_ones_from_equal_states(setting: dict, corpus: Corpus) -> None:
     """From the same state, one step differs by float32 rounding only; a few codes on a boundary may flip."""
-    eager, ours = program(corpus, compile=False, **setting), program(corpus, **setting)
+    eager, ours = program(corpus, compile="never", **setting), program(corpus, **setting)
     for step in (1, 2, 3):
         ours.load(eager.tensors())
         train_step(eager, step)

@@ -23,7 +23,12 @@ BAD: dict[str, tuple[dict, tuple, str]] = {
     "a bool for a whole number": ({"steps": True}, ("steps",), "expected a whole number, got True"),
     "a fraction for a whole number": ({"steps": 10.0}, ("steps",), "expected a whole number, got 10.0 (number)"),
     "a number for text": ({"corpus": 3}, ("corpus",), "expected text, got 3 (number)"),
-    "a number for a bool": ({"compile": 1}, ("compile",), "expected true or false, got 1"),
+    "a number for a bool": ({"model": {"bias": 1}}, ("model", "bias"), "expected true or false, got 1"),
+    "a bool for a choice": (
+        {"compile": True},
+        ("compile",),
+        "unknown value True (true or false); known: auto, always, never",
+    ),
     "nothing for a number": ({"lr": None}, ("lr",), "expected a number, got None"),
     "a list for a section": ({"model": [1]}, ("model",), "expected keys and values, got [1] (list)"),
     "text for a list": ({"tensors": "weights"}, ("tensors",), "expected a list, got 'weights'"),

@@ -70,7 +70,7 @@ def operand(format: FP8Format, *shape: int, scale: float = 2.0**-7) -> Tensor:
 
 def three_products(m: int, k: int, n: int, lanes: int, format: FP8Format) -> list[tuple[Tensor, Tensor]]:
     """The operands of a matrix's output, of the gradient of its input, and of that of its weight."""
-    x, w, gradient = operand(format, lanes, m, k), operand(format, lanes, k, n), operand(E5M2, lanes, m, n)
+    x, w, gradient = operand(format, lanes, m, k), operand(format, lanes, k, n), operand(format, lanes, m, n)
     return [(x, w), (gradient, w.mT), (x.mT, gradient)]
 
 
@@ -115,8 +115,8 @@ class TestProduct:
         for a, b in three_products(*shape, lanes=1, format=format):
             exact, size = a.double() @ b.double(), a.abs().double() @ b.abs().double()
             ours, theirs = bmm_bf16(a, b) - exact, torch.bmm(a, b) - exact
-            # Measured over all formats and shapes: 1.6 times, and 4e-7 (float32's own: 3e-7). bf16 sums: 4e-3.
-            assert ours.norm() <= 2 * theirs.norm()
+            # Measured over all formats: 1.9 times, and 6e-7 (float32 itself 3e-7). Sums in bf16 would err by 1e-3.
+            assert ours.norm() <= 3 * theirs.norm()
             assert (ours.abs() <= 1e-6 * size).all()
 
     def test_magnitudes_below_float32s_normal_range_are_all_that_may_be_lost(self) -> None:
@@ -140,7 +140,8 @@ class TestLanes:
     @pytest.mark.parametrize("shape", LANE_SHAPES, ids=str)
     def test_together_are_as_alone(self, shape: tuple[int, int, int], threads: int) -> None:
         torch.set_num_threads(threads)
-        for a, b in three_products(*shape, lanes=5, format=E5M2):
+        # bf16 itself has the most bits: nearly every sum is rounded, so another order of addition shows.
+        for a, b in three_products(*shape, lanes=5, format=BF16):
             alone = [bmm_bf16(a[i : i + 1], b[i : i + 1]) for i in range(5)]
             assert torch.equal(bmm_bf16(a, b), torch.cat(alone))
 
