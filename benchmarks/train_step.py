@@ -177,19 +177,20 @@ class Untracked:
             for part in lanes.parts:
                 if part.grid:
                     part.grid.begin(step)
-                self._move(part, numbers, factor)
+            self._move(lanes.parts, numbers, factor)
 
     def flush(self) -> None:
         """Nothing is recorded."""
 
 
-def _move_uncounted(part: Part, numbers: LaneNumbers, factor: Tensor) -> None:
+def _move_uncounted(parts: Sequence[Part], numbers: LaneNumbers, factor: Tensor) -> None:
     """Clip and optimize, and round the masters for use under the scale that follows."""
-    stack, grid = part.stack, part.grid
-    part.optimizer.step(stack, stack.gradient * per_lane(factor, stack.gradient), numbers)
-    if grid is not None:
-        scale = per_lane(grid.scaler.observe(stack.stored.abs().amax((-1, -2)), grid._slot), stack.stored)
-        stack.working.copy_(round_nearest(stack.stored / scale, grid.numbers) * scale)
+    for part in parts:
+        stack, grid = part.stack, part.grid
+        part.optimizer.step(stack, stack.gradient * per_lane(factor, stack.gradient), numbers)
+        if grid is not None:
+            scale = per_lane(grid.scaler.observe(stack.stored.abs().amax((-1, -2)), grid._slot), stack.stored)
+            stack.working.copy_(round_nearest(stack.stored / scale, grid.numbers) * scale)
 
 
 class Cost(NamedTuple):

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
         SpectralStats,
         compute_effective_rank,
         compute_stable_rank,
-        power_iteration,
         spectral_stats,
         spectrum,
     )
@@ -100,7 +99,6 @@ __all__ = [
     "exponent_stiffness",
     "format_numbers",
     "grid_state",
-    "power_iteration",
     "power_of_two_scale",
     "quantize",
     "quantize_stochastic",

@@ -68,47 +68,6 @@ def spectral_stats(matrices: Tensor, eps: float = 0.0) -> SpectralStats:
     return SpectralStats(stable, torch.special.entr(p).sum(-1).exp(), norm)
 
 
-def power_iteration(matrices: Tensor, v: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
-    """Estimate spectral norms from below, starting from the last answer (arXiv 1802.05957).
-
-    A matrix's result is the same bits whatever other matrices stand in the batch.
-
-    Args:
-        matrices: ``(..., m, n)``.
-        v: unit vectors ``(..., n)`` of the same dtype: what the last call returned, or random ones at first.
-        steps: iterations, two products each.
-
-    Returns:
-        The spectral norms ``(...)`` and the unit vectors for the next call. Where a matrix is zero its norm is 0, where
-        it is not finite NaN, and its vector is unchanged.
-
-    Raises:
-        ValueError: ``steps`` is less than 1.
-
-    >>> norm, v = power_iteration(torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([0.6, 0.8]), steps=20)
-    >>> norm
-    tensor(3.)
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    for _ in range(steps):
-        # Not bmm: with a single column it rounds differently for one matrix and for several, and is no faster.
-        left, _ = _normalised((matrices * v.unsqueeze(-2)).sum(-1))
-        product, norm = _normalised((matrices * left.unsqueeze(-1)).sum(-2))
-        v = torch.where((norm > 0).unsqueeze(-1), product, v)
-    return norm, v
-
-
-def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors ``(..., n)`` made unit vectors, and their lengths ``(...)``: NaN for a vector that is not finite."""
-    largest = x.abs().amax(-1, keepdim=True)
-    usable = (largest > 0) & largest.isfinite()
-    y = x / torch.where(usable, largest, 1.0)
-    length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-    norm = torch.where(largest.isfinite(), largest * length, torch.nan)
-    return y / torch.where(usable, length, 1.0), norm.squeeze(-1)
-
-
 def compute_stable_rank(weight: Tensor) -> float:
     """Stable rank of a weight, from 1 to ``min(m, n)``.
 

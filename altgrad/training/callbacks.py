@@ -1,7 +1,7 @@
 """Observers of the loop: what flips, how ranks move, and when a falling rank is worth a warning."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,11 @@ _VECTORS = 8
 _FIRST_ITERATIONS, _EARLY_ITERATIONS, EARLY_STEPS = 20, 4, 200
 
 
+def iterations(step: int) -> int:
+    """How many iterations of a `RankObserver` a step needs."""
+    return _EARLY_ITERATIONS if step <= EARLY_STEPS else 1
+
+
 class RankObserver:
     """Follows the ranks of one stack: stable rank at every step, whole spectra at intervals."""
 
@@ -61,18 +66,7 @@ class RankObserver:
         start = uniform_bits(torch.zeros(1, dtype=torch.int32, device=stack.stored.device), k * columns) - 0.5
         #: About the leading right singular vectors, ``(n, L, k, out)``.
         self.vectors = start.view(k, columns).repeat(*stack.stored.shape[:2], 1, 1)
-        self.observe(stack, _FIRST_ITERATIONS)
-
-    @staticmethod
-    def iterations(step: int) -> int:
-        """How many iterations a step needs."""
-        return _EARLY_ITERATIONS if step <= EARLY_STEPS else 1
-
-    def observe(self, stack: Stack, iterations: int) -> dict[str, Tensor]:
-        """Stable rank (arXiv 1906.04659) by a warm-started subspace iteration, float64 ``(n, L)``."""
-        sigma, vectors = subspace_iteration(stack.stored.flatten(0, 1), self.vectors.flatten(0, 1), iterations)
-        self.vectors.copy_(vectors.view_as(self.vectors))
-        return {"stable_rank": lane_sum(stack.stored.square()) / sigma.view(stack.stored.shape[:2]).double().square()}
+        stable_ranks([stack], [self], _FIRST_ITERATIONS)
 
     @staticmethod
     def spectra(stack: Stack) -> dict[str, Tensor]:
@@ -88,6 +82,16 @@ class RankObserver:
             "quantized_effective_rank": working.effective_rank.double(),
             "quantized_spectral_norm": working.spectral_norm.double(),
         }
+
+
+def stable_ranks(stacks: Sequence[Stack], observers: Sequence[RankObserver], iterations: int) -> Tensor:
+    """Stable ranks (arXiv 1906.04659) by a warm-started subspace iteration, float64 ``(S, L)``, stack by stack."""
+    matrices = [stack.stored.flatten(0, 1) for stack in stacks]
+    norms, vectors = subspace_iteration(matrices, [of.vectors.flatten(0, 1) for of in observers], iterations)
+    for observer, found in zip(observers, vectors, strict=True):
+        observer.vectors.copy_(found.view_as(observer.vectors))
+    squares = torch.cat([lane_sum(stack.stored.square()) for stack in stacks])
+    return squares / norms.view_as(squares).double().square()
 
 
 #: The columns of `RankObserver.spectra`, NaN between rank checks.

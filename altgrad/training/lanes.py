@@ -14,6 +14,7 @@ from altgrad.training.config import LANE_FIELDS, ConfigError, Problem, RunConfig
 from altgrad.training.data import Batches, Corpus
 from altgrad.training.metrics import Recorder
 from altgrad.training.model import EMBEDDINGS, cross_entropy, forward, initial_parameters
+from altgrad.training.move import COMPILED, EAGER
 from altgrad.training.part import Part, by_name
 from altgrad.training.precision import Flow, layer_formats
 from altgrad.training.products import Product, bf16_is_faster, is_exact_in_bf16, product_of
@@ -51,7 +52,9 @@ class Lanes:
         self.activations, self.gradients = self._flows(formats)
         self.products = self._products(formats)
         self.recorder = self._recorder(formats)
-        self.loss = compiled(self._loss) if is_compiled(self.config, device) else self._loss
+        self.loss, self.programs = self._loss, EAGER
+        if is_compiled(self.config, device):
+            self.loss, self.programs = compiled(self._loss), COMPILED
 
     def _parts(self, formats: Formats, values: Mapping[str, Tensor]) -> list[Part]:
         """Parameters of one shape, with the same formats and the same optimizer, make one part."""

@@ -14,6 +14,7 @@ from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.lane_optimizer import LaneNumbers
 from altgrad.training.lanes import Lanes
 from altgrad.training.metrics import Rows
+from altgrad.training.move import move
 
 #: Hears of every report: (step, rows since the last one) -> keys of lanes that end here, or None.
 Report = Callable[[int, Rows], "set[str] | None"]
@@ -82,8 +83,8 @@ def train_step(lanes: Lanes, step: int) -> None:
         numbers = LaneNumbers(lanes.configs, step, lanes.device)
         norms, total = lanes.take_gradients()
         factor = (numbers.grad_clip / (total.float() + 1e-6)).clamp_max(1.0)
-        columns = [part.move(numbers, factor, step) for part in lanes.parts]
-        layers = _gather(lanes, [column for column in columns if column])
+        columns = move(lanes.parts, lanes.programs, numbers, factor, step, lanes.config.ranks.interval)
+        layers = dict(zip(columns, torch.stack([*columns.values()]).index_select(1, lanes.order), strict=True))
         layers |= {"grad_norm": norms} | _flow_columns(lanes)
         tokens = torch.full_like(total, float(step * inputs[0].numel()))
         lanes.recorder.add(
@@ -100,16 +101,10 @@ def evaluate(lanes: Lanes) -> Tensor:
         return torch.stack(losses, dim=-1).mean(-1)
 
 
-def _gather(lanes: Lanes, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Columns of the parts as one, each ``(S, L)``, in the order of the model."""
-    columns = torch.cat([torch.stack([part[name] for name in parts[0]]) for part in parts], dim=1)
-    return dict(zip(parts[0], columns.index_select(1, lanes.order), strict=True))
-
-
 def _flow_columns(lanes: Lanes) -> dict[str, Tensor]:
+    flows = (("activation", lanes.activations), ("gradient", lanes.gradients))
     return {
-        "activation_saturated": torch.stack([flow.saturated for flow in lanes.activations]),
-        "activation_underflowed": torch.stack([flow.underflowed for flow in lanes.activations]),
-        "gradient_saturated": torch.stack([flow.saturated for flow in lanes.gradients]),
-        "gradient_underflowed": torch.stack([flow.underflowed for flow in lanes.gradients]),
+        f"{kind}_{share}": torch.stack([getattr(flow, share) for flow in of_matrices])
+        for kind, of_matrices in flows
+        for share in ("saturated", "underflowed")
     }

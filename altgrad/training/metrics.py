@@ -14,7 +14,7 @@ from altgrad.training.weights import count
 
 #: Columns of `discrete_metrics`.
 DISCRETE = (
-    *("updates", "flips", "stall_ratio", "rescale_flips", "oscillations", "rung_distance"),
+    *("updates", "flips", "stall_ratio", "oscillations", "rung_distance"),
     *("weight_saturated", "weight_underflowed"),
 )
 #: Columns of counts that a run's row sums over its matrices.

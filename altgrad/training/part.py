@@ -3,15 +3,13 @@
 Shapes: L lanes, n matrices of the stack.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from altgrad.quantization.formats import FP8Format
-from altgrad.training.callbacks import SPECTRA, FlipObserver, RankObserver
-from altgrad.training.compiling import compiled, is_compiled
+from altgrad.training.callbacks import FlipObserver, RankObserver
 from altgrad.training.config import RunConfig
 from altgrad.training.lane_optimizer import LaneNumbers, LaneOptimizer
 from altgrad.training.metrics import DISCRETE
@@ -31,48 +29,39 @@ class Part:
         self.optimizer = LaneOptimizer(stack, self.grid, configs[0])
         self.flips = FlipObserver(stack, self.grid) if self.grid else None
         self.ranks = RankObserver(stack) if stack.is_matrix else None
-        self._rank_interval = configs[0].ranks.interval
-        self._run = _COMPILED if is_compiled(configs[0], stack.stored.device) else _EAGER
 
     def take_gradient(self) -> Tensor:
         """Collect the gradient of the last backward pass; its sums of squares, float64 ``(n, L)``."""
         self.stack.take_gradient()
         return lane_sum(self.stack.gradient.square())
 
-    def move(self, numbers: LaneNumbers, factor: Tensor, step: int) -> dict[str, Tensor]:
-        """Take one optimizer step and round its result.
+    def move(self, numbers: LaneNumbers, factor: Tensor) -> dict[str, Tensor]:
+        """Clip, optimize, round, and count what that did to the codes.
 
         Args:
             numbers: of the optimizer, at this step.
             factor: what clipping multiplies the gradient by, ``(L,)``.
-            step: the step, from 1.
 
         Returns:
-            The matrices' columns, float64 ``(n, L)``; none for vectors.
+            The matrices' columns, float64 ``(n, L)``, NaN where there are no codes; none for vectors.
         """
-        if self.grid is None or self.flips is None:
-            self._run.optimize(self, numbers, factor)
-            return self._columns({}, step) if self.ranks else {}
-        self.grid.begin(step)
-        scale = self.grid.scaler.scale.clone()
-        columns = self._run.round(self, numbers, factor)
-        self.flips.turn()
-        undefined = columns["flips"] * 0.0
-        rescale_flips = self.grid.rescale(self.stack, scale)
-        columns |= {"scale": scale + undefined, "rescale_flips": rescale_flips + undefined}
-        return self._columns(columns, step)
+        stack = self.stack
+        gradient = stack.gradient * per_lane(factor, stack.gradient)
+        self.optimizer.step(stack, gradient, numbers)
+        if self.grid is not None and self.flips is not None:
+            columns = self.flips.observe(self.grid.round(stack), gradient)
+            return columns | {"scale": self.grid.frozen + self.flips.undefined}
+        if self.ranks is None:
+            return {}
+        undefined = torch.full(stack.stored.shape[:2], torch.nan, dtype=torch.float64, device=stack.stored.device)
+        return dict.fromkeys((*DISCRETE, "scale"), undefined)
 
-    def _columns(self, discrete: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Every column there is, NaN where a matrix has none or none was due."""
-        assert self.ranks
-        stored = self.stack.stored
-        undefined = torch.full(stored.shape[:2], torch.nan, dtype=torch.float64, device=stored.device)
-        iterations = self.ranks.iterations(step)
-        # The early steps are too few to repay a program of their own.
-        observe_ranks = self._run.observe_ranks if iterations == 1 else _EAGER.observe_ranks
-        ranks = observe_ranks(self, iterations)
-        columns = dict.fromkeys((*DISCRETE, "scale", *SPECTRA), undefined) | discrete | ranks
-        return columns | self.ranks.spectra(self.stack) if step % self._rank_interval == 0 else columns
+    def rescale(self) -> Tensor | None:
+        """Move on to the next step; codes that change with the scale, as `WeightGrid.rescale` has them."""
+        if self.grid is None or self.flips is None:
+            return None
+        self.flips.turn()
+        return self.grid.rescale(self.stack)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by parameter, lanes first: all that a later step depends on, and nothing that follows from it."""
@@ -95,39 +84,6 @@ class Part:
             self.grid.restore(self.stack, torch.stack([tensors[f"{name}/codes"] for name in self.stack.names]))
         elif self.grid:
             self.grid.refresh(self.stack)
-
-
-def _optimize(part: Part, numbers: LaneNumbers, factor: Tensor) -> Tensor:
-    """Clip and optimize; the clipped gradient."""
-    gradient = part.stack.gradient * per_lane(factor, part.stack.gradient)
-    part.optimizer.step(part.stack, gradient, numbers)
-    return gradient
-
-
-def _round(part: Part, numbers: LaneNumbers, factor: Tensor) -> dict[str, Tensor]:
-    """Clip, optimize, round and observe; the columns."""
-    assert part.grid is not None
-    assert part.flips is not None
-    gradient = _optimize(part, numbers, factor)
-    transition = part.grid.round(part.stack)
-    return part.flips.observe(transition, gradient)
-
-
-def _observe_ranks(part: Part, iterations: int) -> dict[str, Tensor]:
-    assert part.ranks is not None
-    return part.ranks.observe(part.stack, iterations)
-
-
-class _Programs(NamedTuple):
-    """What a part does at every step."""
-
-    optimize: Callable[[Part, LaneNumbers, Tensor], Tensor]
-    round: Callable[[Part, LaneNumbers, Tensor], dict[str, Tensor]]
-    observe_ranks: Callable[[Part, int], dict[str, Tensor]]
-
-
-_EAGER = _Programs(_optimize, _round, _observe_ranks)
-_COMPILED = _Programs(compiled(_optimize), compiled(_round), compiled(_observe_ranks))
 
 
 def by_name(names: Sequence[str], stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:

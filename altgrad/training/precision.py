@@ -156,22 +156,25 @@ class WeightGrid:
         #: Signed codes of the working weights; one byte each unless a lane has a 16-bit format.
         self.rungs = torch.zeros_like(stack.stored, dtype=torch.int8 if narrow else torch.int16)
         self._next_rungs = torch.zeros_like(self.rungs)
-        self.begin(0)
-        self.scaler.observe(_amax(stack.stored), self._slot)
+        #: The scale of the step, ``(n, L)``.
+        self.frozen = self.scaler.scale
+        self.scaler.observe(_amax(stack.stored), self.scaler.slot(0))
         self._project(stack)
+        self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Start a step: its random numbers, and its place in the window of magnitudes."""
+        """Start a step: its random numbers, its place in the window of magnitudes, and the scale that it keeps."""
         self._slot = self.scaler.slot(step)
+        self.frozen = self.scaler.scale.clone()
         if self._any_stochastic:
             self._rounding_keys = self._keys(step, ROUNDING_STREAM)
         if self._draws_rungs:
             self._rung_keys = self._keys(step, GRID_STREAM)
 
     def round(self, stack: Stack) -> Transition:
-        """Round what the optimizer left in ``stack.stored`` under the scale in use, set the working weights, and choose
+        """Round what the optimizer left in ``stack.stored`` under the step's scale, set the working weights, and choose
         the scale of the next step."""
-        scale = per_lane(self.scaler.scale, stack.stored)
+        scale = per_lane(self.frozen, stack.stored)
         amax = _amax(stack.stored)
         v = stack.stored / scale
         q, after = self._rounded(v)
@@ -180,25 +183,24 @@ class WeightGrid:
         self.scaler.observe(amax, self._slot)
         return Transition(self.rungs, after, v, amax)
 
-    def rescale(self, stack: Stack, scale: Tensor) -> Tensor:
-        """Move on to the scale of the next step; how many codes change because of it, float64 ``(n, L)``.
+    def rescale(self, stack: Stack) -> Tensor | None:
+        """Move on to the scale of the next step.
 
-        Args:
-            stack: the weights.
-            scale: of the step before.
+        Returns:
+            How many codes change because of it, float64 ``(n, L)``; None where no scale moved (on GPUs nobody waits to
+            know).
         """
         self.rungs, self._next_rungs = self._next_rungs, self.rungs
-        if not stack.stored.is_cuda and torch.equal(scale, self.scaler.scale):
-            return torch.zeros_like(scale, dtype=torch.float64)
+        if not stack.stored.is_cuda and torch.equal(self.frozen, self.scaler.scale):
+            return None
         self._next_rungs.copy_(self.rungs)
         self._project(stack)
         return count(self._next_rungs != self.rungs)
 
     def settle(self, stack: Stack) -> None:
         """`round` and `rescale`, for who watches nothing."""
-        scale = self.scaler.scale.clone()
         self.round(stack)
-        self.rescale(stack, scale)
+        self.rescale(stack)
 
     def codes(self, stack: Stack) -> Tensor:
         """The codes of weights that live on their grid: all that there is to say of them beside the scales, int8."""

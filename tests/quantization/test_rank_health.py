@@ -11,7 +11,6 @@ from altgrad.quantization.rank_health import (
     RankTrendDetector,
     compute_effective_rank,
     compute_stable_rank,
-    power_iteration,
     spectral_stats,
     spectrum,
 )
@@ -122,73 +121,6 @@ class TestSpectrum:
         for together, single in zip(stats, alone, strict=True):
             assert together[1:3].isnan().all()
             assert torch.equal(together[3], single)
-
-
-class TestPowerIteration:
-    @by_shape
-    def test_converges_to_the_spectral_norm(self, shape: tuple[int, int]) -> None:
-        matrices = normal(2, 3, *shape)
-        sigma, v = power_iteration(matrices, start(matrices), steps=300)
-        torch.testing.assert_close(sigma, torch.linalg.matrix_norm(matrices, 2), rtol=1e-4, atol=0)
-        torch.testing.assert_close(v.norm(dim=-1), torch.ones(2, 3))
-
-    def test_rises_and_never_above(self) -> None:
-        matrix = normal(40, 60)
-        limit = torch.linalg.matrix_norm(matrix.double(), 2)
-        v, last = start(matrix), torch.tensor(0.0)
-        for _ in range(50):
-            sigma, v = power_iteration(matrix, v)
-            assert last * (1 - 1e-6) <= sigma <= limit * (1 + 1e-6)
-            last = sigma
-
-    def test_a_warm_start_follows_a_drifting_matrix(self) -> None:
-        matrix, drift = normal(48, 96), normal(48, 96, seed=1)
-        _, v = power_iteration(matrix, start(matrix), steps=100)
-        for i in range(1, 20):
-            moved = matrix + 1e-3 * i * drift
-            sigma, v = power_iteration(moved, v, steps=2)
-            assert sigma.item() == pytest.approx(torch.linalg.matrix_norm(moved, 2).item(), rel=3e-3)
-
-    @pytest.mark.parametrize("norm", [1e-36, 1e-20, 1e20, 1e36])
-    def test_neither_overflows_nor_underflows(self, norm: float) -> None:
-        matrix = rank_one(40, 60, norm)
-        sigma, _ = power_iteration(matrix, start(matrix), steps=2)
-        assert sigma.item() == pytest.approx(norm, rel=1e-4)
-
-    def test_zero_and_not_finite_matrices_keep_their_vectors(self) -> None:
-        matrices = normal(4, 16, 32)
-        matrices[0] = 0.0
-        matrices[1, 2, 3] = math.nan
-        matrices[2, 0, 0] = math.inf
-        before = start(matrices)
-        sigma, v = power_iteration(matrices, before, steps=2)
-        assert sigma[0] == 0
-        assert sigma[1:3].isnan().all()
-        assert torch.equal(v[:3], before[:3])
-        assert sigma[3] > 0
-
-    @pytest.mark.parametrize("shape", [*SHAPES, (128, 512), (512, 128), (65, 128)], ids=str)
-    @pytest.mark.parametrize("threads", [1, 2])
-    def test_bits_do_not_depend_on_the_batch(self, shape: tuple[int, int], threads: int) -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            matrices = normal(5, *shape)
-            together = power_iteration(matrices, start(matrices), steps=3)
-            for part in (slice(0, 1), slice(4, 5), slice(1, 4)):
-                alone = power_iteration(matrices[part], start(matrices)[part], steps=3)
-                assert torch.equal(alone[0], together[0][part])
-                assert torch.equal(alone[1], together[1][part])
-        finally:
-            torch.set_num_threads(before)
-
-    def test_no_steps_are_an_error(self) -> None:
-        with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-            power_iteration(torch.eye(2), torch.tensor([1.0, 0.0]), steps=0)
-
-
-def start(matrices: Tensor) -> Tensor:
-    return nn.functional.normalize(normal(*matrices.shape[:-2], matrices.shape[-1], seed=9), dim=-1)
 
 
 class TestTrendDetector:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from altgrad.quantization.rank_health import power_iteration
-from altgrad.quantization.subspace import subspace_iteration
+from altgrad.quantization import subspace
 
 SHAPES = [(8, 16), (40, 40), (96, 32), (65, 128), (128, 512), (512, 128)]
 
@@ -18,6 +17,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def start(matrices: Tensor, vectors: int = 8) -> Tensor:
     return normal(matrices.shape[0], vectors, matrices.shape[-1], seed=7)
+
+
+def subspace_iteration(matrices: Tensor, vectors: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
+    """Of one stack."""
+    found, (following,) = subspace.subspace_iteration([matrices], [vectors], steps)
+    return found, following
 
 
 def norms(matrices: Tensor) -> Tensor:
@@ -44,16 +49,15 @@ def test_is_never_above() -> None:
 def test_a_new_direction_is_seen_as_it_takes_the_lead() -> None:
     """One vector goes on to tell of the old direction; this is how a matrix learns from a random start."""
     matrix, one = normal(64, 128) * 0.1, normal(64, 1, seed=1) @ normal(1, 128, seed=2) / 90
-    power, _ = power_iteration(matrix, start(matrix[None])[0, 0], steps=100)
-    _, v = power_iteration(matrix, start(matrix[None])[0, 0], steps=100)
+    _, single = subspace_iteration(matrix[None], start(matrix[None], vectors=1), steps=100)
     _, vectors = subspace_iteration(matrix[None], start(matrix[None]), steps=20)
     worst_of_one = worst = 0.0
     for i in range(1, 41):
         moved = matrix + 0.1 * i * one
-        power, v = power_iteration(moved, v)
+        of_one, single = subspace_iteration(moved[None], single)
         found, vectors = subspace_iteration(moved[None], vectors, steps=2)
         true = norms(moved[None])
-        worst_of_one, worst = max(worst_of_one, float(1 - power / true)), max(worst, float(1 - found / true))
+        worst_of_one, worst = max(worst_of_one, float(1 - of_one / true)), max(worst, float(1 - found / true))
     assert worst < 0.01 < 0.05 < worst_of_one
 
 
@@ -102,3 +106,15 @@ def test_bits_do_not_depend_on_the_batch(shape: tuple[int, int], threads: int) -
 def test_no_steps_are_an_error() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         subspace_iteration(torch.eye(2)[None], torch.eye(2)[None], steps=0)
+
+
+def test_stacks_of_different_shapes_go_together_as_alone() -> None:
+    """Also where one has so few rows that it has fewer vectors."""
+    stacks = [normal(3, 40, 60), normal(1, 4, 16), normal(2, 64, 32)]
+    vectors = [start(stacks[0]), start(stacks[1], vectors=4), start(stacks[2])]
+    found, following = subspace.subspace_iteration(stacks, vectors, steps=3)
+    for i, (stack, before) in enumerate(zip(stacks, vectors, strict=True)):
+        first = sum(map(len, stacks[:i]))
+        alone, after = subspace_iteration(stack, before, steps=3)
+        torch.testing.assert_close(found[first : first + len(stack)], alone, rtol=1e-6, atol=0)
+        torch.testing.assert_close(following[i], after, rtol=1e-3, atol=1e-5)

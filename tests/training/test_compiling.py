@@ -1,6 +1,7 @@
 """Compiled programs: what compiles nothing again, who else finds them, and that they train as eager ones do."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,7 +15,10 @@ import torch
 from small_runs import small
 from torch._dynamo.utils import counters
 
-from altgrad.training.config import LANE_FIELDS
+from altgrad.quantization.fused import Engine
+from altgrad.training import compiling
+from altgrad.training.compiling import compile_seconds, is_compiled, saved_seconds
+from altgrad.training.config import LANE_FIELDS, ModelConfig, RunConfig
 from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import evaluate, train_step
@@ -105,6 +109,35 @@ def test_steps_agree_with_eager_ones_from_equal_states(setting: dict, corpus: Co
         for counted in ("flips", "updates"):
             differing = np.abs(one.steps[counted] - other.steps[counted]) / one.steps["updates"]
             assert (differing < 0.02).all(), counted
+
+
+class TestAuto:
+    """`compile: auto`, with the estimates of docs/measurements.md."""
+
+    CPU = torch.device("cpu")
+
+    def repaid_after(self, **changes: Any) -> int:
+        config = RunConfig(**changes)
+        return math.ceil(compile_seconds(config) / saved_seconds(config))
+
+    @pytest.mark.parametrize("model", [ModelConfig(n_layer=1, n_embd=32), ModelConfig()], ids=["1x32", "4x128"])
+    def test_a_run_that_does_not_repay_it_stays_eager(self, model: ModelConfig) -> None:
+        steps = self.repaid_after(model=model)
+        assert not is_compiled(RunConfig(model=model, steps=steps - 1), self.CPU)
+        assert is_compiled(RunConfig(model=model, steps=steps), self.CPU)
+
+    def test_a_larger_model_repays_it_sooner_though_it_costs_more(self) -> None:
+        small, large = ModelConfig(), ModelConfig(n_layer=6, n_head=6, n_embd=384, block_size=128)
+        assert compile_seconds(RunConfig(model=large)) > compile_seconds(RunConfig(model=small))
+        assert 300 < self.repaid_after(model=large) < self.repaid_after(model=small) < 5000
+
+    def test_what_is_asked_for_is_done(self) -> None:
+        assert is_compiled(RunConfig(steps=1, compile="always"), self.CPU)
+        assert not is_compiled(RunConfig(steps=10**9, compile="never"), self.CPU)
+
+    def test_without_a_compiler_it_stays_eager(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiling, "engine", lambda device: Engine("eager", "no compiler"))
+        assert not is_compiled(RunConfig(steps=10**9), self.CPU)
 
 
 if __name__ == "__main__":

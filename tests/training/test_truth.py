@@ -44,6 +44,8 @@ SHARED: dict[str, Any] = {
     "weight_decay": 0.5,
     "amax_history": 4,
 }
+#: What is counted of weights.
+COUNTED = (*DISCRETE, "rescale_flips")
 #: Columns of one step ``(S, L)``, or of all steps ``(steps, S, L)``.
 Columns = dict[str, npt.NDArray[np.float64]]
 
@@ -83,7 +85,7 @@ class Watch:
     def step(self, step: int) -> Columns:
         """Train one step; its true columns, NaN for lanes without codes."""
         shape = len(self._lanes.matrices), len(self._lanes.keys)
-        truth = {name: np.full(shape, np.nan) for name in (*DISCRETE, "scale", "flipped_without_gradient")}
+        truth = {name: np.full(shape, np.nan) for name in (*COUNTED, "scale", "flipped_without_gradient")}
         forward = self._lanes.weights()
         for part, i, lane, tracker in self._cells():
             scale = _scale(part)[i, lane].item()
@@ -95,7 +97,7 @@ class Watch:
             place, moved = self._place(part, i), _flat(self._moved[part.stack][i, lane])
             bits = _bits(self._lanes.configs[lane], step, place, moved.size)
             columns = tracker.end(_flat(self._gradient[part.stack][i, lane]), moved, bits, _scale(part)[i, lane].item())
-            assert columns.keys() == set(DISCRETE)
+            assert columns.keys() == set(COUNTED)
             for name, value in (columns | {"flipped_without_gradient": tracker.flipped_without_gradient}).items():
                 truth[name][place, lane] = value
             assert np.array_equal(_flat(part.stack.stored[i, lane]), tracker.stored)
@@ -130,7 +132,7 @@ def _bits(config: RunConfig, step: int, place: int, size: int) -> npt.NDArray[np
 def recorded(lanes: Lanes) -> Columns:
     """What the run itself says of its last step."""
     rows = lanes.recorder.rows({}).layers
-    return {name: rows[name].reshape(len(lanes.matrices), len(lanes.keys)) for name in (*DISCRETE, "scale")}
+    return {name: rows[name].reshape(len(lanes.matrices), len(lanes.keys)) for name in (*COUNTED, "scale")}
 
 
 def train_and_compare(configs: Sequence[RunConfig], corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Columns:
@@ -213,7 +215,7 @@ def test_every_count_is_true_of_wide_formats_and_undefined_in_float32(
     formats = ("bf16", "fp16", "fp32", "E4M3")
     configs = [small(format=format, seed=i, **SHARED | {"lr": 0.01}) for i, format in enumerate(formats)]
     truth = train_and_compare(configs, corpus, monkeypatch)
-    for name in DISCRETE:
+    for name in COUNTED:
         assert np.isnan(truth[name][..., 2]).all()
         assert np.isfinite(truth[name][..., [0, 1, 3]]).any((0, 1)).all()
 
@@ -243,7 +245,7 @@ def test_a_lost_lane_has_no_counts_and_harms_no_other(lost: float, scaling: str,
         for lanes in (healthy, sick):
             train_step(lanes, step)
         expected, found = recorded(healthy), recorded(sick)
-        for name in DISCRETE:
+        for name in COUNTED:
             if step >= 5:
                 assert np.isnan(found[name][:, :3]).all(), f"{name} at step {step}"
             np.testing.assert_array_equal(found[name][:, 3:], expected[name][:, 3:])
