@@ -104,9 +104,12 @@ class Plain:
     def step(self, step: int) -> None:
         """One optimizer step."""
         switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        usual = switch.fp32_precision
         switch.fp32_precision = self._precision
-        self._step(step)
-        switch.fp32_precision = "none"
+        try:
+            self._step(step)
+        finally:
+            switch.fp32_precision = usual
 
     def _step(self, step: int) -> None:
         for group in self._optimizer.param_groups:

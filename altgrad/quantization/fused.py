@@ -226,19 +226,21 @@ def _step_states(states: Tensor, n: FormatNumbers, scale: Tensor, rungs: Tensor,
     out.copy_(torch.where(here == NAN_STATE, here, kernels.step_rungs(here, rungs, n)).to(torch.int8))
 
 
-#: What makes a GPU divide and keep subnormals as it does outside of compiled programs.
-_EXACT = ("eager_numerics.division_rounding", "eager_numerics.disable_ftz")
 #: Tensors of fewer elements are not worth waking threads for.
 _PARALLEL_FROM = 1 << 16
+
+
+def exact_options() -> dict[str, Any]:
+    """Options of `torch.compile` by which a GPU divides and keeps subnormals as outside of compiled programs."""
+    wanted = ("eager_numerics.division_rounding", "eager_numerics.disable_ftz")
+    return dict.fromkeys(set(wanted) & set(torch._inductor.list_options()), True)
 
 
 @functools.cache
 def _program(kernel: Callable[..., Any], parallel: bool) -> Callable[..., Any]:
     """A compiled kernel. Left alone, the compiler decides about threads by the first tensor it meets, for good."""
-    known = torch._inductor.list_options()
-    exact = {name: True for name in _EXACT if name in known}
     threads: dict[str, Any] = {"cpp.dynamic_threads": True} if parallel else {"cpp.threads": 1}
-    return torch.compile(kernel, dynamic=True, options=exact | threads)
+    return torch.compile(kernel, dynamic=True, options=exact_options() | threads)
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ _VECTORS = 8
 _FIRST_ITERATIONS, _EARLY_ITERATIONS, EARLY_STEPS = 20, 4, 200
 
 
-def iterations(step: int) -> int:
+def iterations_at(step: int) -> int:
     """How many iterations of a `RankObserver` a step needs."""
     return _EARLY_ITERATIONS if step <= EARLY_STEPS else 1
 

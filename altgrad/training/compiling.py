@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from altgrad.quantization.fused import engine
+from altgrad.quantization.fused import engine, exact_options
 from altgrad.training.config import RunConfig
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -16,20 +16,20 @@ _SETTINGS: dict[str, Any] = {
     "dynamic": False,
     # What one function may be compiled for: stacks differ in shape, packs in lanes, sweeps in optimizers.
     "recompile_limit": 256,
-    # As many threads as PyTorch has when a program runs, not as many as it had when that was compiled.
-    "options": {"cpp.dynamic_threads": True},
     "fullgraph": True,
 }
+#: As many threads as PyTorch has when a program runs, not as many as it had when that was compiled.
+_THREADS = {"cpp.dynamic_threads": True}
 
 #: What compilation costs with an empty cache: whatever the model, and for every layer.
 _COST, _COST_A_LAYER = 40.0, 6.0
 #: What it saves in a step: whatever the model, and for every element of weights and activations.
-_SAVED, _SAVED_AN_ELEMENT = 2e-3, 2.2e-9
+_SAVED, _SAVED_AN_ELEMENT = 2e-3, 1.9e-9
 
 
 def compiled(function: _F) -> _F:
-    """A function under `torch.compile`. Formats, learning rates and seeds are tensors: other ones compile nothing."""
-    return typing.cast(_F, torch.compile(function, **_SETTINGS))
+    """A function under `torch.compile`. What a lane has of its own is a tensor: other 8-bit formats compile nothing."""
+    return typing.cast(_F, torch.compile(function, **_SETTINGS, options=_THREADS | exact_options()))
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:

@@ -144,9 +144,9 @@ class RunConfig:
     #: Steps between checkpoints (taken at reports); 0 takes none.
     checkpoint_interval: int = 500
 
-    #: How two quantized operands are multiplied where the machine has bf16 products: so, exactly, or in float32.
+    #: How two quantized operands are multiplied: as bf16 numbers where the machine can, which is exact, or as float32.
     products: Literal["bf16", "float32"] = "bf16"
-    #: Compile the step: last bits may differ from eager. ``auto`` does where a run is long enough to repay it.
+    #: Compile the step: last bits may differ from eager. ``auto`` does, on CPUs, where a run is long enough.
     compile: Literal["auto", "always", "never"] = "auto"
 
     #: ``stdlib``, a text file, a folder of text, a ``.bin`` of uint16 tokens, or a ``.parquet``/``.jsonl`` file.

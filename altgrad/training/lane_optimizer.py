@@ -30,7 +30,8 @@ class LaneNumbers:
         self.lr = torch.tensor([c.lr * schedule(c, step) for c in configs], dtype=torch.float64)
         lanes = torch.tensor([_numbers(c, step) for c in configs], dtype=torch.float64)
         numbers = iter(sent(lanes.float(), device).t().unsqueeze(1).unbind())
-        self._decayed, self._plain = (AdamNumbers(*itertools.islice(numbers, len(AdamNumbers._fields))) for _ in "ab")
+        adam = len(AdamNumbers._fields)
+        self._decayed, self._plain = (AdamNumbers(*itertools.islice(numbers, adam)) for _ in range(2))
         self._muon = MuonNumbers(*itertools.islice(numbers, len(MuonNumbers._fields)))
         #: Rungs a step for each unit of learning rate.
         self.rungs_per_lr, self.grid_scale, self.grid_momentum, self.rung_clip, self.weight_decay, self.grad_clip = (

@@ -14,10 +14,10 @@ from altgrad.training.config import LANE_FIELDS, ConfigError, Problem, RunConfig
 from altgrad.training.data import Batches, Corpus
 from altgrad.training.metrics import Recorder
 from altgrad.training.model import EMBEDDINGS, cross_entropy, forward, initial_parameters
-from altgrad.training.move import COMPILED, EAGER
+from altgrad.training.move import EAGER, compiled_programs
 from altgrad.training.part import Part, by_name
 from altgrad.training.precision import Flow, layer_formats
-from altgrad.training.products import Product, bf16_is_faster, is_exact_in_bf16, product_of
+from altgrad.training.products import Product, has_bf16_products, is_exact_in_bf16, product_of
 from altgrad.training.weights import Stack
 
 Formats = dict[str, tuple[FP8Format, ...]]
@@ -50,11 +50,12 @@ class Lanes:
         self.parts = self._parts(formats, initial_parameters(self.config.model, corpus.vocabulary, seeds))
         #: What flows into each matrix, and the gradients that flow back out of it, in the order of the model.
         self.activations, self.gradients = self._flows(formats)
+        #: How each matrix multiplies, in the order of the model.
         self.products = self._products(formats)
         self.recorder = self._recorder(formats)
         self.loss, self.programs = self._loss, EAGER
         if is_compiled(self.config, device):
-            self.loss, self.programs = compiled(self._loss), COMPILED
+            self.loss, self.programs = compiled(self._loss), compiled_programs()
 
     def _parts(self, formats: Formats, values: Mapping[str, Tensor]) -> list[Part]:
         """Parameters of one shape, with the same formats and the same optimizer, make one part."""
@@ -91,7 +92,7 @@ class Lanes:
 
     def _products(self, formats: Formats) -> list[Product]:
         """How each matrix multiplies, in the order of the model."""
-        use_bf16 = self.config.products == "bf16" and bf16_is_faster(self.device.type)
+        use_bf16 = self.config.products == "bf16" and has_bf16_products(self.device.type)
 
         def exact(lanes: Sequence[FP8Format]) -> list[bool]:
             return [use_bf16 and is_exact_in_bf16(f, self.config) for f in lanes]
@@ -162,9 +163,11 @@ class Lanes:
             ValueError: it is the state of another program.
         """
         own = self.tensors()
-        if missing := own.keys() - tensors.keys():
+        # Values say all that codes say.
+        given = {name: tensors.get(name, tensors.get(name.replace("/codes", "/stored"))) for name in own}
+        if missing := [name for name, tensor in given.items() if tensor is None]:
             raise ValueError(f"the state of another program: it lacks {', '.join(sorted(missing))}")
-        if unlike := [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]:
+        if unlike := [name for name, tensor in given.items() if tensor is not None and tensor.shape != own[name].shape]:
             raise ValueError(f"the state of another program: unlike shapes of {', '.join(unlike)}")
         with torch.no_grad():
             for name, tensor in self._flow_tensors().items():

@@ -4,13 +4,14 @@ A few calls for the whole model, because each call of a compiled program costs a
 Shapes: L lanes, S matrices of the model.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from altgrad.training.callbacks import SPECTRA, iterations, stable_ranks
+from altgrad.training.callbacks import SPECTRA, iterations_at, stable_ranks
 from altgrad.training.compiling import compiled
 from altgrad.training.lane_optimizer import LaneNumbers
 from altgrad.training.part import Part
@@ -30,7 +31,7 @@ def move(
 
     Args:
         parts: of the model.
-        programs: `EAGER` or `COMPILED`.
+        programs: `EAGER`, or `compiled_programs`.
         numbers: of the optimizer, at this step.
         factor: what clipping multiplies each lane's gradient by, ``(L,)``.
         step: the step, from 1.
@@ -45,7 +46,7 @@ def move(
             part.grid.begin(step)
     columns = programs.move(parts, numbers, factor)
     columns["rescale_flips"] = columns["flips"] * 0.0 + _rescale(matrices)
-    wanted = iterations(step)
+    wanted = iterations_at(step)
     # The early steps are too few to repay a program of their own.
     columns["stable_rank"] = (programs if wanted == 1 else EAGER).observe_ranks(matrices, wanted)
     if step % rank_interval:
@@ -73,4 +74,9 @@ def _observe_ranks(matrices: Sequence[Part], wanted: int) -> Tensor:
 
 
 EAGER = Programs(_move, _observe_ranks)
-COMPILED = Programs(compiled(_move), compiled(_observe_ranks))
+
+
+@functools.cache
+def compiled_programs() -> Programs:
+    """`EAGER` compiled. Made when it is wanted: PyTorch's compiler takes two seconds to import."""
+    return Programs(compiled(_move), compiled(_observe_ranks))

@@ -64,26 +64,38 @@ class Part:
         return self.grid.rescale(self.stack)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by parameter, lanes first: all that a later step depends on, and nothing that follows from it."""
+        """The state by parameter, lanes first: all that a later step depends on, and nothing that follows from it.
+
+        Weights are ``codes`` where no lane has anything finer, else ``stored``.
+        """
+        if self.grid and self.grid.codes_are_weights:
+            weights = {"codes": self.grid.codes(self.stack)}
+        else:
+            weights = {"stored": self.stack.stored}
+        return by_name(self.stack.names, weights | self._beside_weights())
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the state that `tensors` gave, from among those of other parts too.
+
+        Weights are welcome as ``stored`` too: they were, as long as another lane had masters.
+        """
+        for name, own in by_name(self.stack.names, self._beside_weights()).items():
+            own.copy_(tensors[name])
+        codes = [tensors.get(f"{name}/codes") for name in self.stack.names]
+        if self.grid and all(of_matrix is not None for of_matrix in codes):
+            self.grid.restore(self.stack, torch.stack([of_matrix for of_matrix in codes if of_matrix is not None]))
+            return
+        self.stack.stored.copy_(torch.stack([tensors[f"{name}/stored"] for name in self.stack.names]))
+        if self.grid:
+            self.grid.refresh(self.stack)
+
+    def _beside_weights(self) -> dict[str, Tensor]:
         state = {**self.optimizer.state}
         if self.ranks:
             state["vectors"] = self.ranks.vectors
         if self.grid and self.flips:
             state |= {"direction": self.flips.direction, **self.grid.scaler.tensors()}
-        if self.grid and self.grid.codes_are_weights:
-            state["codes"] = self.grid.codes(self.stack)
-        else:
-            state["stored"] = self.stack.stored
-        return by_name(self.stack.names, state)
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the state that `tensors` gave, from among those of other parts too."""
-        for name, own in self.tensors().items():
-            own.copy_(tensors[name])
-        if self.grid and self.grid.codes_are_weights:
-            self.grid.restore(self.stack, torch.stack([tensors[f"{name}/codes"] for name in self.stack.names]))
-        elif self.grid:
-            self.grid.refresh(self.stack)
+        return state
 
 
 def by_name(names: Sequence[str], stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -148,7 +148,7 @@ class WeightGrid:
         self._on_grid = torch.tensor(on_grid, device=device).view(-1, 1, 1)
         self._stochastic = torch.tensor(stochastic, device=device).view(-1, 1, 1)
         narrow = all(f.bits == 8 or f.is_identity for f in formats)
-        #: No lane has masters, and a byte says all of a weight: codes and scales are the state.
+        #: No lane has masters, and a byte says all of a weight: beside the scales its code is all that is kept.
         self.codes_are_weights = self._all_on_grid and narrow
         self.scaler = Scaler([formats] * len(index), configs[0], device)
         if not self._all_on_grid:
@@ -157,7 +157,7 @@ class WeightGrid:
         self.rungs = torch.zeros_like(stack.stored, dtype=torch.int8 if narrow else torch.int16)
         self._next_rungs = torch.zeros_like(self.rungs)
         #: The scale of the step, ``(n, L)``.
-        self.frozen = self.scaler.scale
+        self.frozen: Tensor
         self.scaler.observe(_amax(stack.stored), self.scaler.slot(0))
         self._project(stack)
         self.begin(0)
@@ -287,7 +287,8 @@ class Flow:
         self._idle = all(f.is_identity for f in formats)
         undefined = torch.tensor([f.is_identity for f in formats], device=device)
         self._undefined = torch.where(undefined, float("nan"), 0.0).double()
-        #: Share of elements that the last training pass put on the last rung, ``(L,)``; NaN for float32.
+        #: Share of elements that the last training pass put on the last rung, ``(L,)``; NaN for float32, and where
+        #: anything was not finite.
         self.saturated = torch.full_like(self._undefined, float("nan"))
         #: Share of elements that it rounded to zero, ``(L,)``; NaN for float32.
         self.underflowed = torch.full_like(self._undefined, float("nan"))
@@ -315,12 +316,14 @@ class Flow:
         if not self._training:
             scale = self.scaler.scale.view(-1, 1, 1)
             return round_nearest(x / scale, self._numbers) * scale
-        scale = self.scaler.observe(_amax(x).unsqueeze(0), self._slot).view(-1, 1, 1)
+        amax = _amax(x)
+        undefined = torch.where(amax.isfinite(), self._undefined, torch.nan)
+        scale = self.scaler.observe(amax.unsqueeze(0), self._slot).view(-1, 1, 1)
         v = x / scale
         q = round_nearest(v, self._numbers)
         size = float(x[0].numel())
         at_end = q.abs().ge_(self._numbers.max_value).to(torch.int32)
         lost = v.abs().gt_(0).sub_(q.abs().gt_(0)).to(torch.int32)
-        self.saturated.copy_(count(at_end) / size + self._undefined)
-        self.underflowed.copy_(count(lost) / size + self._undefined)
+        self.saturated.copy_(count(at_end) / size + undefined)
+        self.underflowed.copy_(count(lost) / size + undefined)
         return q * scale

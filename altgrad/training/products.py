@@ -23,6 +23,10 @@ from altgrad.training.config import RunConfig
 
 #: Mantissa bits of bf16.
 _BF16_MANTISSA = 7
+#: PyTorch gives products up to this size to one library and larger ones to another, by the size of all lanes together.
+#: So products whose lanes are no larger go lane by lane, and a lane's bits do not depend on its neighbours; where one
+#: lane is larger, all together are.
+_SMALL = 16**3
 
 
 class Span(NamedTuple):
@@ -34,16 +38,12 @@ class Span(NamedTuple):
     exact: bool
 
 
-#: PyTorch gives products up to this size to one library and larger ones to another, by the size of all lanes together.
-#: So small ones go lane by lane: a lane's bits do not depend on its neighbours.
-_SMALL = 16**3
-
 #: How the lanes of one product divide.
 Spans = tuple[Span, ...]
 
 
 @functools.cache
-def bf16_is_faster(device_type: str) -> bool:
+def has_bf16_products(device_type: str) -> bool:
     """Whether a machine multiplies bf16 in hardware and adds in float32, and PyTorch can be told to."""
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)

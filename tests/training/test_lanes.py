@@ -80,18 +80,25 @@ def test_an_interrupted_run_resumes_to_the_same_rows(mix: str, corpus: Corpus) -
         assert_same_rows(lane_rows(whole[2:], f"lane{i}"), lane_rows(resumed, f"lane{i}"))
 
 
-def test_a_lane_that_ends_leaves_the_others_unchanged(corpus: Corpus) -> None:
-    whole = run(MIXES["layers"], corpus)
+@pytest.mark.parametrize(
+    ("mix", "ended"), [("layers", "lane1"), ("storage", "lane2"), ("storage", "lane0"), ("wide beside narrow", "lane0")]
+)
+def test_a_lane_that_ends_leaves_the_others_unchanged(mix: str, ended: str, corpus: Corpus) -> None:
+    """Also where it alone had masters, or more than a byte a weight."""
+    settings = [{"format": "bf16"}, {"format": "E4M3"}, {"format": "E5M2"}]
+    configs = MIXES.get(mix) or [small(storage="nearest", seed=i, **changes) for i, changes in enumerate(settings)]
+    whole = run(configs, corpus)
     reports = []
 
     def end_one(step, rows):
         reports.append(rows)
-        return {"lane1"} if step == 20 else None
+        return {ended} if step == 20 else None
 
-    train(MIXES["layers"], end_one, corpus=corpus)
-    assert set(reports[1].steps["key"]) == {"lane0", "lane1", "lane2"}
-    assert set(reports[2].steps["key"]) == {"lane0", "lane2"}
-    for key in ("lane0", "lane2"):
+    train(configs, end_one, corpus=corpus)
+    kept = {"lane0", "lane1", "lane2"} - {ended}
+    assert set(reports[1].steps["key"]) == kept | {ended}
+    assert set(reports[2].steps["key"]) == kept
+    for key in kept:
         assert_same_rows(lane_rows(whole, key), lane_rows(reports, key))
 
 

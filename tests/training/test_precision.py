@@ -180,6 +180,17 @@ class TestStraightThrough:
         assert stack.stored[0, 0, 0, 0] == 0.375
 
 
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_what_is_not_finite_has_no_shares_and_harms_no_other_lane(lost: float) -> None:
+    flow = Flow([E4M3, E4M3], small(), CPU)
+    flow.begin(flow.scaler.slot(1), training=True)
+    x = torch.tensor([[[lost, 1.0]], [[448.0, 1.0]]])
+    assert flow.quantize(x)[1].tolist() == [[448.0, 1.0]]
+    for shares, other in ((flow.saturated, 0.5), (flow.underflowed, 0.0)):
+        assert math.isnan(shares[0])
+        assert shares[1] == other
+
+
 def trained(corpus: Corpus, **changes: object) -> Lanes:
     config = small(**changes)
     lanes = Lanes(["a"], {"a": config}, corpus, CPU)

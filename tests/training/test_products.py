@@ -39,7 +39,7 @@ def seeded() -> None:
 @pytest.fixture
 def on_bf16_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     """Go the way of bf16 on any machine: where it is not faster, it is as right."""
-    monkeypatch.setattr(lanes_module, "bf16_is_faster", lambda device_type: True)
+    monkeypatch.setattr(lanes_module, "has_bf16_products", lambda device_type: True)
 
 
 @pytest.fixture
