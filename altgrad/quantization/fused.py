@@ -231,7 +231,10 @@ _PARALLEL_FROM = 1 << 16
 
 
 def exact_options() -> dict[str, Any]:
-    """Options of `torch.compile` by which a GPU divides and keeps subnormals as outside of compiled programs."""
+    """Options of `torch.compile` by which a GPU divides and keeps subnormals as outside of compiled programs.
+
+    >>> half = torch.compile(lambda x: x / 2, options=exact_options())
+    """
     wanted = ("eager_numerics.division_rounding", "eager_numerics.disable_ftz")
     return dict.fromkeys(set(wanted) & set(torch._inductor.list_options()), True)
 

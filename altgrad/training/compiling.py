@@ -1,5 +1,7 @@
 """How the programs of the trainer are compiled, and when that pays."""
 
+import functools
+import logging
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,6 +12,7 @@ from altgrad.quantization.fused import engine, exact_options
 from altgrad.training.config import RunConfig
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_LOG = logging.getLogger(__name__)
 
 _SETTINGS: dict[str, Any] = {
     # A shape is a program: on CPUs loops with bounds known beforehand are a third faster.
@@ -28,8 +31,28 @@ _SAVED, _SAVED_AN_ELEMENT = 2e-3, 1.9e-9
 
 
 def compiled(function: _F) -> _F:
-    """A function under `torch.compile`. What a lane has of its own is a tensor: other 8-bit formats compile nothing."""
-    return typing.cast(_F, torch.compile(function, **_SETTINGS, options=_THREADS | exact_options()))
+    """A function under `torch.compile`. What a lane has of its own is a tensor: other 8-bit formats compile nothing.
+
+    Where the compiler fails, before anything has run, the function goes on eagerly and says so once.
+    """
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # two seconds to import
+
+    program = torch.compile(function, **_SETTINGS, options=_THREADS | exact_options())
+    failed = False
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        nonlocal failed
+        if not failed:
+            try:
+                return program(*arguments)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                failed = True
+                reason = " ".join(str(error).split())[:200]
+                _LOG.warning("%s is not compiled but run eagerly: the compiler failed (%s)", function.__name__, reason)
+        return function(*arguments)
+
+    return typing.cast(_F, run)
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:

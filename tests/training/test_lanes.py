@@ -211,7 +211,9 @@ def test_a_layer_rule_that_matches_nothing_is_refused(corpus: Corpus) -> None:
     not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
     reason="torch.compile needs a C++ compiler",
 )
-def test_compiled_steps_agree_with_eager_ones_from_equal_states(corpus: Corpus) -> None:
+def test_compiled_steps_agree_with_eager_ones_from_equal_states(
+    corpus: Corpus, caplog: pytest.LogCaptureFixture
+) -> None:
     """From the same state, one step differs by float32 rounding only; a few codes on a boundary may flip."""
 
     def program(compiled: bool) -> Lanes:
@@ -229,3 +231,4 @@ def test_compiled_steps_agree_with_eager_ones_from_equal_states(corpus: Corpus) 
         np.testing.assert_allclose(one.layers["grad_norm"], other.layers["grad_norm"], rtol=0.02)
         differing = np.abs(one.steps["flips"] - other.steps["flips"]) / one.steps["updates"]
         assert (differing < 0.02).all()
+    assert "run eagerly" not in caplog.text
