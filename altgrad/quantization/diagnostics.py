@@ -57,14 +57,14 @@ def detect_bit_stall(
     return int((same & updated).sum()), int(updated.sum())
 
 
-def is_update(grad: Tensor) -> Tensor:
-    """Which elements are meant to move, as booleans.
+def is_update(grad: Tensor, dtype: torch.dtype = torch.bool) -> Tensor:
+    """Which elements are meant to move, as booleans or as numbers 0 and 1 of another type.
 
     >>> is_update(torch.tensor([0.0, 1e-12, -1e-3]))
     tensor([False, False,  True])
     """
     # On CPUs PyTorch compares with SIMD only where the result is as wide as the operands.
-    return grad.detach().abs().gt_(UPDATE_THRESHOLD).to(torch.bool)
+    return grad.detach().abs().gt_(UPDATE_THRESHOLD).to(dtype)
 
 
 class BitStallDetector:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.quantization.diagnostics import UPDATE_THRESHOLD
+from altgrad.quantization.diagnostics import is_update
 from altgrad.quantization.kernels import uniform_bits
 from altgrad.quantization.rank_health import RankHealthMonitor, RankTrendDetector, spectral_stats
 from altgrad.quantization.subspace import subspace_iteration
@@ -34,7 +34,7 @@ class FlipObserver:
 
         Directions count from `turn` on: a compiled step is one loop only if it writes to nothing that it reads.
         """
-        updated = gradient.abs().gt_(UPDATE_THRESHOLD).to(torch.int32)
+        updated = is_update(gradient, torch.int32)
         metrics = discrete_metrics(transition, updated, self._numbers, self.direction, self._next_direction)
         undefined = torch.where(transition.amax.isfinite(), self.undefined, torch.nan)
         return {name: values + undefined for name, values in metrics.items()}

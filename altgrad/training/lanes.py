@@ -21,6 +21,8 @@ from altgrad.training.products import Product, has_bf16_products, is_exact_in_bf
 from altgrad.training.weights import Stack
 
 Formats = dict[str, tuple[FP8Format, ...]]
+#: Formats of what flows, one row a matrix, in a row one a lane.
+Flowing = list[Sequence[FP8Format]]
 
 
 class Lanes:
@@ -49,9 +51,11 @@ class Lanes:
         self.matrices = tuple(formats)
         self.parts = self._parts(formats, initial_parameters(self.config.model, corpus.vocabulary, seeds))
         #: What flows into each matrix, and the gradients that flow back out of it, in the order of the model.
-        self.activations, self.gradients = self._flows(formats)
+        entering, leaving = self._flowing(formats)
+        self.activations = [Flow(flowing, self.config, device) for flowing in entering]
+        self.gradients = [Flow(flowing, self.config, device) for flowing in leaving]
         #: How each matrix multiplies, in the order of the model.
-        self.products = self._products(formats)
+        self.products = self._products(formats, entering, leaving)
         self.recorder = self._recorder(formats)
         self.loss, self.programs = self._loss, EAGER
         if is_compiled(self.config, device):
@@ -73,32 +77,25 @@ class Lanes:
             for names in members.values()
         ]
 
-    def _flows(self, formats: Formats) -> tuple[list[Flow], list[Flow]]:
-        entering, leaving = self._flowing(formats)
-        config, device = self.config, self.device
-        return [Flow(lanes, config, device) for lanes in entering], [Flow(lanes, config, device) for lanes in leaving]
-
-    def _flowing(self, formats: Formats) -> tuple[list[Sequence[FP8Format]], list[Sequence[FP8Format]]]:
+    def _flowing(self, formats: Formats) -> tuple[Flowing, Flowing]:
         """Formats of activations and gradients, one row a matrix; nothing flows through the position embeddings."""
         full = (FORMAT_REGISTRY["fp32"],) * len(self.configs)
-        entering: list[Sequence[FP8Format]] = [full if name == "wpe" else lanes for name, lanes in formats.items()]
-        leaving: list[Sequence[FP8Format]] = [
+        entering: Flowing = [full if name == "wpe" else lanes for name, lanes in formats.items()]
+        leaving: Flowing = [
             [FORMAT_REGISTRY[c.gradient_format] if f.bits == 8 else f for f, c in zip(lanes, self.configs, strict=True)]
             for lanes in entering
         ]
         kinds = self.config.tensors
-        nothing: list[Sequence[FP8Format]] = [full] * len(formats)
+        nothing: Flowing = [full] * len(formats)
         return entering if "activations" in kinds else nothing, leaving if "gradients" in kinds else nothing
 
-    def _products(self, formats: Formats) -> list[Product]:
-        """How each matrix multiplies, in the order of the model."""
+    def _products(self, formats: Formats, entering: Flowing, leaving: Flowing) -> list[Product]:
         use_bf16 = self.config.products == "bf16" and has_bf16_products(self.device.type)
 
         def exact(lanes: Sequence[FP8Format]) -> list[bool]:
             return [use_bf16 and is_exact_in_bf16(f, self.config) for f in lanes]
 
         full = (FORMAT_REGISTRY["fp32"],) * len(self.configs)
-        entering, leaving = self._flowing(formats)
         weights = list(formats.values()) if "weights" in self.config.tensors else [full] * len(formats)
         return [product_of(*map(exact, row)) for row in zip(entering, weights, leaving, strict=True)]
 

@@ -1,12 +1,14 @@
 """Runs that take a second, and how to compare their rows."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from altgrad.training.config import ModelConfig, RankConfig, RunConfig
 from altgrad.training.data import Corpus
-from altgrad.training.loop import train
+from altgrad.training.lanes import Lanes
+from altgrad.training.loop import train, train_step
 from altgrad.training.metrics import Rows
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16)
@@ -36,6 +38,15 @@ def run(configs: list[RunConfig], corpus: Corpus, **options: Any) -> list[Rows]:
 
     train(configs, keep, corpus=corpus, **options)
     return reports
+
+
+def steps_from_equal_states(one: Lanes, other: Lanes, steps: int) -> Iterator[tuple[Rows, Rows]]:
+    """Rows of each step of two programs, of which the other takes the state of the one before every step."""
+    for step in range(1, steps + 1):
+        other.load(one.tensors())
+        train_step(one, step)
+        train_step(other, step)
+        yield one.recorder.rows({}), other.recorder.rows({})
 
 
 def lane_rows(reports: list[Rows], key: str) -> dict[str, np.ndarray]:

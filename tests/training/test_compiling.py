@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import small
+from small_runs import small, steps_from_equal_states
 from torch._dynamo.utils import counters
 
 from altgrad.quantization.fused import Engine
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def program(corpus: Corpus, *lanes: dict[str, Any], **shared: Any) -> Lanes:
-    """Two lanes; with nothing said the program that `test_lanes` compiles too, so that it is paid for once."""
+    """Two lanes; with nothing said the program that most tests here share, so that it is paid for once."""
     one, other = lanes or ({"format": "E4M3"}, {"format": "E5M2"})
     configs = {
         "a": small(**({"compile": "always"} | shared | one)),
@@ -91,6 +91,7 @@ def test_another_process_finds_them_in_the_cache(compiled: dict[str, int]) -> No
 @pytest.mark.parametrize(
     "setting",
     [
+        {"optimizer": "adamw"},
         {"optimizer": "manifold_adamw", "precondition": "update", "rung_lr": 1.0, "storage": "stochastic"},
         {"optimizer": "grid", "storage": "nearest"},
     ],
@@ -104,11 +105,7 @@ def test_steps_agree_with_eager_ones_from_equal_states(
     PyTorch 2.15 fails on the second half of the grid optimizer's step, which then runs eagerly.
     """
     eager, ours = program(corpus, compile="never", **setting), program(corpus, **setting)
-    for step in (1, 2, 3):
-        ours.load(eager.tensors())
-        train_step(eager, step)
-        train_step(ours, step)
-        one, other = eager.recorder.rows({}), ours.recorder.rows({})
+    for one, other in steps_from_equal_states(eager, ours, steps=3):
         np.testing.assert_allclose(one.steps["loss"], other.steps["loss"], rtol=1e-3)
         np.testing.assert_allclose(one.layers["grad_norm"], other.layers["grad_norm"], rtol=0.02)
         for counted in ("flips", "updates"):

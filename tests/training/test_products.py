@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import assert_same_rows, lane_rows, run, small
+from small_runs import assert_same_rows, lane_rows, run, small, steps_from_equal_states
 from torch import Tensor
 
 from altgrad.quantization.formats import BF16, E2M5, E4M3, E5M2, FP8_FORMATS, FP16, FP32, FP8Format
@@ -17,7 +17,6 @@ from altgrad.training import products
 from altgrad.training.config import RunConfig
 from altgrad.training.data import Corpus
 from altgrad.training.lanes import Lanes
-from altgrad.training.loop import train_step
 from altgrad.training.precision import Scaler
 from altgrad.training.products import bmm_bf16, is_exact_in_bf16, multiply, product_of
 
@@ -242,10 +241,6 @@ def test_ten_steps_agree_with_float32_from_equal_states(format: str, corpus: Cor
         return Lanes(["a"], {"a": config}, corpus, CPU)
 
     one, other = program("bf16"), program("float32")
-    for step in range(1, 11):
-        one.load(other.tensors())
-        train_step(one, step)
-        train_step(other, step)
-        ours, theirs = one.recorder.rows({}), other.recorder.rows({})
+    for theirs, ours in steps_from_equal_states(other, one, steps=10):
         np.testing.assert_allclose(ours.steps["loss"], theirs.steps["loss"], rtol=1e-3)
         np.testing.assert_allclose(ours.steps["grad_norm"], theirs.steps["grad_norm"], rtol=0.02)
