@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         compute_scale,
         power_of_two_scale,
     )
-    from altgrad.quantization.subspace import subspace_iteration
+    from altgrad.quantization.subspace import subspace_step
 
 __all__ = [
     "BF16",
@@ -109,7 +109,7 @@ __all__ = [
     "sqnr",
     "step_rungs",
     "stiffness",
-    "subspace_iteration",
+    "subspace_step",
     "values_used",
 ]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from altgrad.quantization.diagnostics import is_update
 from altgrad.quantization.kernels import uniform_bits
 from altgrad.quantization.rank_health import RankHealthMonitor, RankTrendDetector, spectral_stats
-from altgrad.quantization.subspace import subspace_iteration
+from altgrad.quantization.subspace import subspace_step
 from altgrad.training.config import RankConfig
 from altgrad.training.metrics import discrete_metrics
 from altgrad.training.precision import Transition, WeightGrid
@@ -47,14 +47,10 @@ class FlipObserver:
 #: Singular vectors that are followed. With these numbers stable rank is within 1 % at every step of a run of nanoGPT's
 #: CPU size; with one vector it is up to 65 % too high while the first directions of learning outgrow the random start.
 _VECTORS = 8
-#: Iterations on the initial weights, at each of the early steps, in which those directions are born, and the number of
-#: these steps.
-_FIRST_ITERATIONS, _EARLY_ITERATIONS, EARLY_STEPS = 20, 4, 200
-
-
-def iterations_at(step: int) -> int:
-    """How many iterations of a `RankObserver` a step needs."""
-    return _EARLY_ITERATIONS if step <= EARLY_STEPS else 1
+#: Steps of `subspace_step` on the initial weights, at each of the early steps of training, in which those directions
+#: are born, and at each later one; and how many steps are early. Where a step of training takes an odd number of them,
+#: the next begins on the other side of the matrices.
+_FIRST, _EARLY, _LATER, EARLY_STEPS = 40, 7, 1, 120
 
 
 class RankObserver:
@@ -63,10 +59,12 @@ class RankObserver:
     def __init__(self, stack: Stack) -> None:
         rows, columns = stack.stored.shape[-2:]
         k = min(_VECTORS, rows, columns)
-        start = uniform_bits(torch.zeros(1, dtype=torch.int32, device=stack.stored.device), k * columns) - 0.5
-        #: About the leading right singular vectors, ``(n, L, k, out)``.
-        self.vectors = start.view(k, columns).repeat(*stack.stored.shape[:2], 1, 1)
-        stable_ranks([stack], [self], _FIRST_ITERATIONS)
+        #: About the leading left singular vectors, ``(n, L, k, in)``: set by odd steps, read by even ones.
+        self.left = _orthonormal(k, rows, stack)
+        #: About the right ones, ``(n, L, k, out)``: set by even steps, read by odd ones.
+        self.right = _orthonormal(k, columns, stack)
+        for i in range(1, _FIRST + 1):
+            stable_ranks([stack], [self], i % 2 == 1)
 
     @staticmethod
     def spectra(stack: Stack) -> dict[str, Tensor]:
@@ -84,12 +82,30 @@ class RankObserver:
         }
 
 
-def stable_ranks(stacks: Sequence[Stack], observers: Sequence[RankObserver], iterations: int) -> Tensor:
-    """Stable ranks (arXiv 1906.04659) by a warm-started subspace iteration, float64 ``(S, L)``, stack by stack."""
+def _orthonormal(count: int, length: int, stack: Stack) -> Tensor:
+    """Random rows ``(n, L, count, length)``, the same for all matrices."""
+    key = torch.zeros(1, dtype=torch.int32, device=stack.stored.device)
+    rows = uniform_bits(key, count * length).view(length, count) - 0.5
+    return torch.linalg.qr(rows).Q.mT.repeat(*stack.stored.shape[:2], 1, 1)
+
+
+def rank_steps(step: int) -> int:
+    """How often a step of training takes `stable_ranks`."""
+    return _EARLY if step <= EARLY_STEPS else _LATER
+
+
+def stable_ranks(stacks: Sequence[Stack], observers: Sequence[RankObserver], from_right: bool) -> Tensor:
+    """Stable ranks (arXiv 1906.04659) by one step of the subspace iteration, float64 ``(S, L)``, stack by stack."""
     matrices = [stack.stored.flatten(0, 1) for stack in stacks]
-    norms, vectors = subspace_iteration(matrices, [of.vectors.flatten(0, 1) for of in observers], iterations)
-    for observer, found in zip(observers, vectors, strict=True):
-        observer.vectors.copy_(found.view_as(observer.vectors))
+    left = [of.left.flatten(0, 1) for of in observers]
+    right = [of.right.flatten(0, 1) for of in observers]
+    if from_right:
+        norms, found = subspace_step(matrices, right, left)
+    else:
+        norms, found = subspace_step([matrix.mT for matrix in matrices], left, right)
+    for observer, vectors in zip(observers, found, strict=True):
+        target = observer.left if from_right else observer.right
+        target.copy_(vectors.view_as(target))
     squares = torch.cat([lane_sum(stack.stored.square()) for stack in stacks])
     return squares / norms.view_as(squares).double().square()
 

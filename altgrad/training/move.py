@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.training.callbacks import SPECTRA, iterations_at, stable_ranks
+from altgrad.training.callbacks import SPECTRA, rank_steps, stable_ranks
 from altgrad.training.compiling import compiled
 from altgrad.training.lane_optimizer import LaneNumbers
 from altgrad.training.part import Part
@@ -21,7 +21,7 @@ class Programs(NamedTuple):
     """What is done at every step, eager or compiled. Columns come in the order of the parts."""
 
     move: Callable[[Sequence[Part], LaneNumbers, Tensor], dict[str, Tensor]]
-    observe_ranks: Callable[[Sequence[Part], int], Tensor]
+    observe_ranks: Callable[[Sequence[Part], bool], Tensor]
 
 
 def move(
@@ -46,9 +46,8 @@ def move(
             part.grid.begin(step)
     columns = programs.move(parts, numbers, factor)
     columns["rescale_flips"] = columns["flips"] * 0.0 + _rescale(matrices)
-    wanted = iterations_at(step)
-    # The early steps are too few to repay a program of their own.
-    columns["stable_rank"] = (programs if wanted == 1 else EAGER).observe_ranks(matrices, wanted)
+    for i in range(rank_steps(step)):
+        columns["stable_rank"] = programs.observe_ranks(matrices, (step + i) % 2 == 1)
     if step % rank_interval:
         return columns | dict.fromkeys(SPECTRA, torch.full_like(columns["flips"], torch.nan))
     spectra = [part.ranks.spectra(part.stack) for part in matrices if part.ranks]
@@ -68,9 +67,9 @@ def _move(parts: Sequence[Part], numbers: LaneNumbers, factor: Tensor) -> dict[s
     return {name: torch.cat([of_part[name] for of_part in columns]) for name in columns[0]}
 
 
-def _observe_ranks(matrices: Sequence[Part], wanted: int) -> Tensor:
+def _observe_ranks(matrices: Sequence[Part], from_right: bool) -> Tensor:
     observers = [part.ranks for part in matrices if part.ranks is not None]
-    return stable_ranks([part.stack for part in matrices], observers, wanted)
+    return stable_ranks([part.stack for part in matrices], observers, from_right)
 
 
 EAGER = Programs(_move, _observe_ranks)

@@ -92,7 +92,7 @@ class Part:
     def _beside_weights(self) -> dict[str, Tensor]:
         state = {**self.optimizer.state}
         if self.ranks:
-            state["vectors"] = self.ranks.vectors
+            state |= {"left_vectors": self.ranks.left, "right_vectors": self.ranks.right}
         if self.grid and self.flips:
             state |= {"direction": self.flips.direction, **self.grid.scaler.tensors()}
         return state
