@@ -35,7 +35,9 @@ from orchestrator.terminal import (
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
+    from orchestrator.results.journal import SweepState
     from orchestrator.results.store import Store
+    from orchestrator.run_folder import Check
 
 app = App(
     name="altgrad",
@@ -56,6 +58,10 @@ class UsageError(Exception):
     """Something the person who typed the command can put right."""
 
 
+class UnfitError(Exception):
+    """What this machine lacks for what was asked."""
+
+
 class IntegrityError(Exception):
     """Kept data that is not what was written."""
 
@@ -68,6 +74,9 @@ def main() -> None:
     except (SpaceError, ConfigError, CorpusError, UsageError) as error:
         complain(error)
         code = USAGE
+    except UnfitError as error:
+        complain(error)
+        code = ENVIRONMENT
     except IntegrityError as error:
         complain(error)
         code = INTEGRITY
@@ -105,6 +114,10 @@ def plan(space: Path, /, *overrides: Override, as_json: Json = False) -> int:
     out.print(f"{lanes} trials in {len(planned.packs)} packs, {len(planned.excluded)} combinations left out")
     corpus = planned.corpus
     out.print(f"corpus {corpus['corpus']}: {corpus['tokens']:,} tokens, {corpus['vocabulary']} different")
+    from orchestrator.preflight import estimates
+
+    for line in estimates(planned):
+        out.print(line)
     return OK
 
 
@@ -119,7 +132,8 @@ def sweep(
 ) -> int:
     """Run a search space: plan it, train every trial under Ray Tune, print the matrix.
 
-    A sweep that was interrupted goes on where it was; one that is finished is not run again.
+    A sweep that was interrupted goes on where it was; one that is finished is not run again; a wider search space on
+    the same folder runs what is new in it.
 
     Example: altgrad sweep search_spaces/quickstart.yaml
 
@@ -138,12 +152,14 @@ def sweep(
 
         with _folder_trouble():
             store = run_store(name or planned.spec.name, storage)
-            state = claim(planned, store)
+            claimed = claim(planned, store, _preflight(store, address))
     for note in planned.spec.notes:
         say(note)
+    if claimed.widened is not None:
+        say(str(claimed.widened))
     from orchestrator.attended import run_attended
 
-    return run_attended(planned, store, state, address)
+    return run_attended(claimed.plan, store, claimed.state, address)
 
 
 @app.command
@@ -158,11 +174,10 @@ def resume(run: Run, /, *, address: Annotated[str | None, Parameter(env_var="RAY
 
     store = _opened(run)
     with _folder_trouble():
-        planned = read_plan(store)
-        state = claim(planned, store)
+        claimed = claim(read_plan(store), store, _preflight(store, address))
     from orchestrator.attended import run_attended
 
-    return run_attended(planned, store, state, address)
+    return run_attended(claimed.plan, store, claimed.state, address)
 
 
 @app.command
@@ -333,7 +348,7 @@ def formats(name: str | None = None, /, *, as_json: Json = False) -> int:
 
 
 @app.command
-def doctor(*, storage: Path = Path("runs"), as_json: Json = False) -> int:
+def doctor(*, storage: str = "runs", cluster: Path | None = None, as_json: Json = False) -> int:
     """Is this machine fit to run a sweep? What there is, what is missing, and what to do about it.
 
     Example: altgrad doctor
@@ -341,18 +356,23 @@ def doctor(*, storage: Path = Path("runs"), as_json: Json = False) -> int:
     Parameters
     ----------
     storage
-        Folder under which runs would be kept.
+        Folder or URI under which runs would be kept; a small file is written there, read back and deleted.
+    cluster
+        Cluster file to check; by default the cluster.yaml of this folder, if there is one.
     """
     from orchestrator.doctor import examine
 
-    findings = examine(storage)
+    if cluster is None and Path("cluster.yaml").exists():
+        cluster = Path("cluster.yaml")
+    with err.status("looking around"):
+        findings = examine(storage, cluster)
     if as_json:
         print(json.dumps([vars(finding) for finding in findings]))
     else:
         for finding in findings:
-            out.print(f"{finding.level:<4}  {finding.subject:<8} {finding.found}", soft_wrap=True)
+            out.print(f"{finding.level:<4}  {finding.subject:<9}  {finding.found}", soft_wrap=True)
             if finding.advice:
-                out.print(f"      {'':<8} {finding.advice}", soft_wrap=True)
+                out.print(f"      {'':<9}  {finding.advice}", soft_wrap=True)
     return ENVIRONMENT if any(finding.level == "fail" for finding in findings) else OK
 
 
@@ -363,6 +383,21 @@ def _planned(space: Path, overrides: Sequence[str]) -> "Plan":
     from orchestrator.run_folder import plan_sweep
 
     return plan_sweep(spec)
+
+
+def _preflight(store: "Store", address: str | None) -> "Check":
+    """Holds what is about to be run against the room there is."""
+    from orchestrator.preflight import PreflightError, check_disk, packs_at_once
+
+    def check(planned: "Plan", state: "SweepState") -> None:
+        try:
+            warning = check_disk(planned, state, store, None if address else packs_at_once(planned))
+        except PreflightError as error:
+            raise UnfitError(str(error)) from error
+        if warning:
+            say(warning)
+
+    return check
 
 
 def _opened(run: str) -> "Store":

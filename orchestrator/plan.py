@@ -1,7 +1,7 @@
 """SweepSpec + corpus -> the plan of a sweep: trials with stable keys, in packs, controls first."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,7 +131,7 @@ def make_plan(spec: SweepSpec, corpus: Mapping[str, Any]) -> Plan:
     packs: list[Pack] = []
     for index, draft in enumerate(drafts(spec)):
         lanes = tuple(_trial(spec, assignment, corpus["hash"]) for assignment in draft.lanes)
-        name = f"p{index:03d}-{_digest([lane.key for lane in lanes])[:8]}"
+        name = pack_name(index, [lane.key for lane in lanes])
         # Controls stand in front, so the one that a pack is held against has its name by now.
         is_held = not draft.control and lanes[0].config.ranks.reference == "control"
         packs.append(_pack(name, draft, packs[draft.twin].pack if is_held else None, lanes))
@@ -142,6 +142,11 @@ def make_plan(spec: SweepSpec, corpus: Mapping[str, Any]) -> Plan:
         if scientific not in run
     )
     return Plan(spec, dict(corpus), tuple(packs), excluded)
+
+
+def pack_name(index: int, keys: Sequence[str]) -> str:
+    """The name of the pack at a place of the plan (from 0) that holds the trials with these keys."""
+    return f"p{index:03d}-{_digest(list(keys))[:8]}"
 
 
 def cell_label(scientific: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
 """The folder of one sweep: made once, recognised afterwards."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from altgrad.training.config import RunConfig
 from orchestrator.corpus import corpus_of
@@ -12,9 +12,12 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
 from orchestrator.results.store import Store, validate_name
 from orchestrator.space import SweepSpec, dump_yaml
+from orchestrator.widening import NotWiderError, Widened, widen
 
 #: The search space as it was resolved, a file to sweep again; and the trials it gave.
 SPACE, PLAN = "sweep.yaml", "plan.json"
+#: Plans that a wider one took the place of, numbered from 1.
+PREVIOUS = "plan-{}.json"
 
 
 class RunFolderError(ValueError):
@@ -106,33 +109,69 @@ def plan_sweep(spec: SweepSpec) -> Plan:
     return plan
 
 
-def claim(plan: Plan, store: Store) -> SweepState:
-    """Make the folder the sweep's own, or find that it is already.
+class Claim(NamedTuple):
+    """A folder that is the sweep's own."""
 
-    Returns:
-        Where the sweep stands.
+    #: What is run: the folder's plan, which may be laid out otherwise than the one that was asked for.
+    plan: Plan
+    #: Where it stands.
+    state: SweepState
+    #: How the plan that the folder held was taken further; None where it was not.
+    widened: Widened | None = None
+
+
+#: Looks at what is about to be run before anything is written, and refuses it by raising.
+Check = Callable[[Plan, SweepState], None]
+
+
+def claim(plan: Plan, store: Store, check: Check = lambda plan, state: None) -> Claim:
+    """Make the folder the sweep's own, or find that it is already; a wider space takes its plan further.
 
     Raises:
         RunFolderError: it holds another sweep, or another process is running this one.
         DamagedRunError: the plan it holds cannot be understood.
     """
-    if store.exists(PLAN):
-        held = _held(store)
-        if held["spec_hash"] != plan.spec_hash:
-            raise RunFolderError(
-                f"{store.uri} already holds another sweep (its plan is {held['spec_hash']}, this one is "
-                f"{plan.spec_hash}): give this one another --name, or delete that folder"
-            )
-        if [pack["pack"] for pack in held["packs"]] != [pack.pack for pack in plan.packs]:
-            raise RunFolderError(
-                f"{store.uri} holds the same sweep, laid out by another version of altgrad: go on with "
-                f"altgrad resume {store.uri}, or give this one another --name"
-            )
-    else:
-        store.write_bytes(SPACE, dump_yaml(plan.spec.to_dict()).encode())
-        store.write_bytes(PLAN, json.dumps(plan.to_dict(), indent=1).encode())
+    widened, is_new = None, not store.exists(PLAN)
+    if not is_new:
+        held = read_plan(store)
+        if held.spec_hash == plan.spec_hash:
+            plan = held
+        else:
+            widened = _widened(held, plan, store)
+            plan = widened.plan
     state = SweepState.from_records(plan.to_dict(), Journal(store).read())
     if state.driver_alive:
         assert state.driver is not None
         raise RunFolderError(f"{store.uri} is being run by process {state.driver[1]} of this machine")
-    return state
+    check(plan, state)
+    if is_new:
+        _write_plan(plan, store)
+    elif widened is not None:
+        _take_further(widened, store)
+    return Claim(plan, state, widened)
+
+
+def _widened(held: Plan, plan: Plan, store: Store) -> Widened:
+    try:
+        return widen(held, plan)
+    except NotWiderError as error:
+        raise RunFolderError(
+            f"{store.uri} already holds another sweep: {error}. A sweep can be widened, but keeps what it has: put "
+            f"that back, give this one another --name, or go on with that one as it is (altgrad resume {store.uri})"
+        ) from error
+
+
+def _take_further(widened: Widened, store: Store) -> None:
+    """Replace the plan and keep the one before; safe to be cut off anywhere, and to be done again."""
+    number, before = 1, store.read_bytes(PLAN)
+    while store.exists(PREVIOUS.format(number)) and store.read_bytes(PREVIOUS.format(number)) != before:
+        number += 1
+    store.write_bytes(PREVIOUS.format(number), before)
+    _write_plan(widened.plan, store)
+    record = {"trials": widened.trials, "packs": [pack.pack for pack in widened.packs], "known": widened.known}
+    Journal(store).append({"event": "plan_changed", **record, "rules": list(widened.rules)})
+
+
+def _write_plan(plan: Plan, store: Store) -> None:
+    store.write_bytes(SPACE, dump_yaml(plan.spec.to_dict()).encode())
+    store.write_bytes(PLAN, json.dumps(plan.to_dict(), indent=1).encode())

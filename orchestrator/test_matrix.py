@@ -193,7 +193,7 @@ def _space(path: Path, spec: SweepSpec, plan: Plan) -> Iterator[str]:
             f"- Side by side in a pack: {', '.join(spec.lanes) or 'nothing'}.",
             f"- Control: {escape(control)}.",
             f"- Stopping: {_stopping(spec.early_terminate)}.",
-            f"- Resources of a pack: {spec.resources.cpu:g} CPU, {spec.resources.gpu:g} GPU.",
+            f"- Resources of a pack: {_amount(spec.resources.cpu)} CPU, {_amount(spec.resources.gpu)} GPU.",
         ]
     )
     if spec.exclude:
@@ -205,6 +205,10 @@ def _values(parameter: Parameter) -> str:
     if parameter.distribution:
         return f"{parameter.distribution.replace('_', ' ')} from {parameter.min:g} to {parameter.max:g}"
     return ", ".join(code(label(value)) for value in parameter.values)
+
+
+def _amount(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _stopping(rules: EarlyTerminate) -> str:

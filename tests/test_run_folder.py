@@ -13,7 +13,7 @@ import pytest
 
 from altgrad.training.config import ConfigError, CorpusError
 from orchestrator.plan import Plan, make_plan
-from orchestrator.results.journal import Journal
+from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
 from orchestrator.run_folder import (
     DamagedRunError,
@@ -56,7 +56,7 @@ def plan(**changes: Any) -> Plan:
 
 def test_a_new_folder_holds_the_space_and_the_plan() -> None:
     store = run_store("x", "runs")
-    state = claim(plan(), store)
+    state = claim(plan(), store).state
     assert store.list() == ["plan.json", "sweep.yaml"]
     assert read_plan(store).to_dict() == plan().to_dict()
     assert load_space(Path("runs/x/sweep.yaml"), []) == plan().spec
@@ -68,7 +68,7 @@ def test_the_same_sweep_finds_its_folder_again_and_leaves_the_plan_alone() -> No
     claim(plan(), store)
     before = store.read_bytes("plan.json")
     Journal(store).append({"event": "pack_started", "pack": plan().packs[0].pack})
-    state = claim(plan(name="y", description="named otherwise, the same sweep"), store)
+    state = claim(plan(name="y", description="named otherwise, the same sweep"), store).state
     assert store.read_bytes("plan.json") == before
     assert state.attempts == {plan().packs[0].pack: 1}
 
@@ -80,16 +80,74 @@ def test_another_sweep_is_refused_and_told_what_to_do() -> None:
         claim(plan(parameters={"seed": {"values": [1]}}), store)
 
 
-def test_the_same_sweep_laid_out_otherwise_is_refused() -> None:
-    """The plan in the folder is what the workers go by: one that numbers its packs otherwise must not run beside it."""
+def test_the_same_sweep_laid_out_otherwise_runs_as_the_folder_has_it() -> None:
+    """The plan in the folder is what the workers go by."""
     store = run_store("x", "runs")
     claim(plan(), store)
     held = json.loads(store.read_bytes("plan.json"))
     held["packs"][0]["pack"] = "p999-00000000"
     store.write_bytes("plan.json", json.dumps(held).encode())
-    with pytest.raises(RunFolderError, match="altgrad resume"):
-        claim(plan(), store)
-    assert claim(read_plan(store), store).unfinished[0] == "p999-00000000"
+    for asked in (plan(), read_plan(store)):
+        found = claim(asked, store)
+        assert found.plan.packs[0].pack == found.state.unfinished[0] == "p999-00000000"
+        assert found.widened is None
+
+
+WIDER: dict[str, Any] = {"parameters": {"format": {"values": ["fp32", "E4M3", "E5M2"]}, "seed": {"values": [1, 2, 3]}}}
+
+
+def test_a_wider_space_takes_the_plan_further_and_keeps_the_one_before() -> None:
+    store = run_store("x", "runs")
+    before = claim(plan(), store)
+    end = {
+        "pack": before.plan.packs[0].pack,
+        "key": before.plan.packs[0].lanes[0].key,
+        "reason": "completed",
+        "step": 10,
+    }
+    Journal(store).append({"event": "lane_ended", **end})
+    held = store.read_bytes("plan.json")
+    found = claim(plan(**WIDER, max_failures=5), store)
+    assert str(found.widened) == (
+        "widened: 5 new trials in 3 packs; 4 known\nchanged from now on: max_failures: 2 -> 5"
+    )
+    assert read_plan(store).to_dict() == found.plan.to_dict()
+    assert load_space(Path("runs/x/sweep.yaml"), []) == plan(**WIDER, max_failures=5).spec
+    assert store.read_bytes("plan-1.json") == held
+    assert [lane.status for lane in found.state.lanes.values()] == ["finished"] + ["planned"] * 8
+    (record,) = [record for record in Journal(store).read() if record["event"] == "plan_changed"]
+    assert (record["trials"], record["known"], record["packs"]) == (5, 4, [p.pack for p in found.plan.packs[2:]])
+    assert claim(plan(**WIDER, max_failures=5), store).widened is None, "from now on it is the folder's own"
+
+
+def test_each_plan_before_is_kept_and_a_widening_cut_off_is_done_again() -> None:
+    store = run_store("x", "runs")
+    claim(plan(), store)
+    first = store.read_bytes("plan.json")
+    claim(plan(**WIDER), store)
+    second = store.read_bytes("plan.json")
+    claim(plan(**WIDER, max_failures=5), store)
+    assert [store.read_bytes(f"plan-{n}.json") for n in (1, 2)] == [first, second]
+    store.write_bytes("plan.json", second)  # cut off after the plan before was kept
+    claim(plan(**WIDER, max_failures=5), store)
+    assert not store.exists("plan-3.json")
+
+
+def test_what_is_refused_leaves_the_folder_as_it_is(other_process: int) -> None:
+    def refuse(planned: Plan, state: SweepState) -> None:
+        raise RuntimeError(f"{len(planned.packs)} packs, {len(state.unfinished)} of them unfinished")
+
+    store = run_store("x", "runs")
+    with pytest.raises(RuntimeError, match="2 packs, 2 of"):
+        claim(plan(), store, refuse)
+    assert store.list() == []
+    claim(plan(), store)
+    with pytest.raises(RuntimeError, match="5 packs, 5 of"):
+        claim(plan(**WIDER), store, refuse)
+    Journal(store).append({"event": "sweep_started", "host": socket.gethostname(), "pid": other_process})
+    with pytest.raises(RunFolderError, match="is being run by process"):
+        claim(plan(**WIDER), store)
+    assert store.list() == ["journal.jsonl", "plan.json", "sweep.yaml"]
 
 
 @pytest.fixture

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from sweeps import SMOKE, altgrad, interrupt, query, records
 
+from orchestrator.preflight import disk
+from orchestrator.results.store import Store
+from orchestrator.run_folder import read_plan
+
 STEPS = 150
 LONGER = [f"steps={STEPS}", "format=[fp32,E4M3]", "checkpoint_interval=20"]
 
@@ -53,6 +57,17 @@ def test_without_a_key_wandb_writes_offline_into_the_runs_folder(undisturbed: tu
     assert outside - {".cache", ".config", ".ray", ".local"} == {"runs"}
 
 
+def test_what_it_wrote_was_foreseen_and_checkpoints_went_with_their_packs(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    foreseen, wandb = disk(read_plan(Store.open(run))), (run / "wandb").rglob("*")
+    sizes = Store.open(run).sizes()
+    rows = sum(size for path, size in sizes.items() if not path.startswith(("ray/", "wandb/")))
+    for estimated, written in ((foreseen.rows, rows), (foreseen.wandb, sum(path.stat().st_size for path in wandb))):
+        assert estimated / 2 < written < estimated * 2
+    assert foreseen.checkpoints > 0
+    assert not [path for path in sizes if "checkpoint-" in path], "a pack that has ended needs none"
+
+
 def test_a_finished_sweep_is_not_run_again(undisturbed: tuple[Path, str]) -> None:
     run, _ = undisturbed
     before = records(run)
@@ -97,6 +112,24 @@ def test_another_sweep_does_not_enter_a_folder_that_is_taken(undisturbed: tuple[
     assert other.returncode == 2
     assert "already holds another sweep" in other.stderr
     assert "--name" in other.stderr
+
+
+def test_a_wider_space_runs_what_is_new_and_shows_it_beside_the_rest(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "smoke"
+    shutil.copytree(undisturbed[0], run)
+    before = records(run)
+    wider = altgrad("sweep", SMOKE, *LONGER, "format=[fp32,E4M3,E5M2]", cwd=tmp_path)
+    assert wider.returncode == 0, wider.stderr
+    assert "widened: 4 new trials in 2 packs; 6 known" in wider.stderr
+    assert "Trials: 10 completed" in wider.stdout
+    started = [record["pack"] for record in records(run)[len(before) :] if record["event"] == "pack_started"]
+    assert sorted(pack[:4] for pack in started) == ["p003", "p004"]
+    (trials,) = query(run, "SELECT count(*) AS n, count(DISTINCT pack) AS packs, min(step) AS step FROM trials")
+    assert trials == {"n": 10, "packs": 5, "step": STEPS}
+    rows = "SELECT * FROM steps JOIN trials USING (key) WHERE format IN ('fp32', 'E4M3') ORDER BY ALL"
+    assert query(run, rows) == query(undisturbed[0], rows)
 
 
 def test_a_damaged_chunk_is_named_and_the_rest_is_read(undisturbed: tuple[Path, str], tmp_path: Path) -> None:

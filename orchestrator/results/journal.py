@@ -21,6 +21,7 @@ PLAN_PATH = "plan.json"
 PLAN_VERSION = 1
 #: What a record may be about; its key ``event``.
 RECORD_KINDS: tuple[str, ...] = (
+    "plan_changed",
     "sweep_started",
     "pack_started",
     "reported",

@@ -39,20 +39,32 @@ def section(source: Source, key: str) -> Mapping[str, Any]:
 
 
 def checked(source: Source, at: KeyPath, value: Any, hint: Any, limits: Mapping[str, float] | None = None) -> Any:
-    """``value`` as ``hint`` (a scalar, an optional scalar or a Literal) says, within ``least``, ``above``, ``most``."""
+    """``value`` as ``hint`` says (a scalar, perhaps optional or beside words, or a Literal), within ``limits``.
+
+    Args:
+        source: Takes the problems.
+        at: Where the value stands.
+        value: Plain data.
+        hint: The type.
+        limits: ``least``, ``above``, ``most`` of a number.
+    """
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if not isinstance(value, str) or value not in choices:
             source.problem(at, f"unknown value {shown(value)}; {nearest_name(str(value), choices)}")
         return value
-    if isinstance(hint, types.UnionType):
-        if value is None:
+    words: tuple[str, ...] = ()
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None and type(None) in typing.get_args(hint):
             return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        hint, *others = (option for option in typing.get_args(hint) if option is not type(None))
+        words = tuple(word for option in others for word in typing.get_args(option))
+    if value in words:
+        return value
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:
-        source.problem(at, f"expected {_KINDS[hint]}, got {shown(value)}")
+        source.problem(at, f"expected {' or '.join([_KINDS[hint], *words])}, got {shown(value)}")
     elif hint is float and not math.isfinite(value):
         source.problem(at, f"must be a finite number, got {value}")
     elif limits:

@@ -84,7 +84,8 @@ class Resources:
     """What Ray sets aside for each pack; parts of a GPU are allowed."""
 
     cpu: float = field(default=1.0, metadata={"above": 0})
-    gpu: float = field(default=0.0, metadata={"least": 0})
+    #: ``auto`` is settled when the sweep starts: 0 without a GPU, else the smallest share that holds the largest pack.
+    gpu: float | Literal["auto"] = field(default=0.0, metadata={"least": 0})
 
 
 @dataclass(frozen=True)

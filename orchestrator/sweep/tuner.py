@@ -33,12 +33,15 @@ from ray import tune
 
 import altgrad
 from orchestrator.plan import Plan
+from orchestrator.preflight import PreflightError
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
 from orchestrator.space import Resources
 from orchestrator.sweep.checkpoints import latest_step
 from orchestrator.sweep.observer import SweepObserver
+from orchestrator.sweep.placement import settled
 from orchestrator.sweep.progress import Progress
+from orchestrator.sweep.retention import Retention, delete_checkpoints
 from orchestrator.sweep.schedulers import SCHEDULERS
 from orchestrator.sweep.stopping import Asha, group_of
 from orchestrator.sweep.tracking import choose_mode
@@ -85,11 +88,14 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None 
     state = SweepState.from_records(plan.to_dict(), records)
     journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": _versions()})
     observer = SweepObserver(state, journal, progress)
+    delete_checkpoints(store, set(state.attempts) - set(state.unfinished))
     progress.say("starting Ray")
     ended_by = None
-    with _ray(address, plan.spec.resources), _signals() as caught:
+    with _ray(address), _signals() as caught:
         progress.say("placing the first trials")
-        tuner = _tuner(plan, store, state.unfinished, _refilled(plan, store, state, records), observer, wandb)
+        resources = _settled(plan, state.unfinished, address)
+        asha = _refilled(plan, store, state, records)
+        tuner = _tuner(plan, store, state.unfinished, asha, observer, wandb, resources)
         tuner.fit()
         progress.say("letting Ray go")
         # After Ctrl-C `fit` returns as if nothing had happened, with packs that have neither ended nor failed.
@@ -98,7 +104,15 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None 
     return SweepOutcome(ended_by, observer.failed)
 
 
-def _tuner(plan: Plan, store: Store, packs: list[str], asha: Asha, observer: SweepObserver, wandb: str) -> tune.Tuner:
+def _tuner(
+    plan: Plan,
+    store: Store,
+    packs: list[str],
+    asha: Asha,
+    observer: SweepObserver,
+    wandb: str,
+    resources: Resources,
+) -> tune.Tuner:
     spec = plan.spec
     rules, metric = spec.early_terminate, spec.metric
     scheduler = SCHEDULERS[rules.type](
@@ -111,19 +125,18 @@ def _tuner(plan: Plan, store: Store, packs: list[str], asha: Asha, observer: Swe
     )
     fixed = {
         "store": store.uri,
-        "threads": max(1, int(spec.resources.cpu)),
+        "threads": max(1, int(resources.cpu)),
         "wandb": wandb,
         "wandb_folder": str(_wandb_folder(store, spec.name)),
     }
-    resources = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
     return tune.Tuner(
-        tune.with_resources(run_pack, resources),
+        tune.with_resources(run_pack, {"cpu": resources.cpu, "gpu": resources.gpu}),
         param_space={"pack": tune.grid_search(packs), **fixed},
         tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, trial_dirname_creator=_folder_name),
         run_config=tune.RunConfig(
             name="ray",
             storage_path=store.uri,
-            callbacks=[observer],
+            callbacks=[observer, Retention(store, observer)],
             failure_config=tune.FailureConfig(max_failures=spec.max_failures),
             verbose=0,
         ),
@@ -149,7 +162,7 @@ def _refilled(plan: Plan, store: Store, state: SweepState, records: Iterable[Map
 
 
 @contextmanager
-def _ray(address: str | None, resources: Resources) -> Iterator[None]:
+def _ray(address: str | None) -> Iterator[None]:
     """Ray for the length of a sweep: its own on this machine, or the cluster at an address."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -166,8 +179,6 @@ def _ray(address: str | None, resources: Resources) -> Iterator[None]:
     # A failed pack is in the journal, with its reason; the whole traceback is in its ``error.txt``.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
-        if address is None:
-            _check_room(resources)
         yield
     finally:
         ray.shutdown()
@@ -182,6 +193,22 @@ def _check_answers(address: str) -> None:
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     if parts.scheme == "ray" and parts.hostname and parts.port:
         socket.create_connection((parts.hostname, parts.port), _ANSWER_SECONDS).close()
+
+
+def _settled(plan: Plan, unfinished: list[str], address: str | None) -> Resources:
+    """What each pack asks for, as numbers.
+
+    Raises:
+        SurroundingsError: a pack cannot have it.
+    """
+    packs = [pack for pack in plan.packs if pack.pack in unfinished]
+    try:
+        resources = settled(plan.spec.resources, packs, plan.corpus["vocabulary"], address is not None)
+    except PreflightError as error:
+        raise SurroundingsError(str(error)) from error
+    if address is None:
+        _check_room(resources)
+    return resources
 
 
 def _check_room(resources: Resources) -> None:
