@@ -50,7 +50,7 @@ _VECTORS = 8
 #: Steps of `subspace_step` on the initial weights, at each of the early steps of training, in which those directions
 #: are born, and at each later one; and how many steps are early. Where a step of training takes an odd number of them,
 #: the next begins on the other side of the matrices.
-_FIRST, _EARLY, _LATER, EARLY_STEPS = 40, 7, 1, 120
+_FIRST, _EARLY, _LATER, EARLY_STEPS = 40, 9, 1, 120
 
 
 class RankObserver:
