@@ -218,7 +218,7 @@ class Asha:
     The first report at or beyond a rung puts the trial on it, and on every rung it skipped. At that report and at
     every later one the trial is judged on the highest rung it stands on: it is stopped where its value there is above
     `rung_cutoff` of all values there, its own and those of stopped trials included. So who came first is held against
-    those who came after, while it runs, and what is decided depends less on who that was. A value that is not finite
+    those who came after, up to its next rung, and the order decides less. A value that is not finite
     (or None) counts for no cutoff; it is stopped as soon as one trial of the rung is finite. Trials compete only
     within their group.
 
