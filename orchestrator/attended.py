@@ -12,6 +12,7 @@ from orchestrator.plan import Plan
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.journal import SweepState
 from orchestrator.results.matrix import matrix, savings
+from orchestrator.results.regret import regret
 from orchestrator.results.render import render
 from orchestrator.results.store import Store
 from orchestrator.sweep.progress import Progress
@@ -85,6 +86,8 @@ def conclude(store: Store) -> int:
         by = ", ".join(f"{steps:,} by {reason}" for reason, steps in saved.saved_by_reason.items())
         share = saved.saved / saved.planned
         out.print(f"Stopping saved {saved.saved:,} of {saved.planned:,} steps ({share:.0%}): {by}.")
+    for sentence in regret(store).sentences():
+        out.print(sentence, soft_wrap=True)
     out.print("\nNext:")
     out.print(f"  {command('matrix', store)} --metric stall_ratio", highlight=False, soft_wrap=True)
     sql = "SELECT format, matrix, avg(stall_ratio) FROM layers GROUP BY ALL ORDER BY 3 DESC LIMIT 10"

@@ -112,6 +112,7 @@ def plan(space: Path, /, *overrides: Override, as_json: Json = False) -> int:
     out.print(table)
     lanes = sum(len(pack.lanes) for pack in planned.packs)
     out.print(f"{lanes} trials in {len(planned.packs)} packs, {len(planned.excluded)} combinations left out")
+    out.print(_expectation(planned), soft_wrap=True)
     corpus = planned.corpus
     out.print(f"corpus {corpus['corpus']}: {corpus['tokens']:,} tokens, {corpus['vocabulary']} different")
     from orchestrator.preflight import estimates
@@ -374,6 +375,20 @@ def doctor(*, storage: str = "runs", cluster: Path | None = None, as_json: Json 
             if finding.advice:
                 out.print(f"      {'':<9}  {finding.advice}", soft_wrap=True)
     return ENVIRONMENT if any(finding.level == "fail" for finding in findings) else OK
+
+
+def _expectation(planned: "Plan") -> str:
+    """What stopping is going to save, and on what assumption that is said."""
+    from orchestrator.sweep.expected import expected_savings
+
+    rules = planned.spec.early_terminate
+    if rules.type == "none":
+        return "stopping: only trials that diverge, collapse or stall end early"
+    total = sum(lane.config.steps for pack in planned.packs for lane in pack.lanes)
+    among = "those of their cell" if rules.scope == "cell" else "all"
+    expected = f"{rules.type} should save about {expected_savings(planned):.0%} of {total:,} steps"
+    assumed = f"if packs rank at random among {among} and run one after another"
+    return f"stopping: {expected}, {assumed}; trials that diverge, collapse or stall save more"
 
 
 def _planned(space: Path, overrides: Sequence[str]) -> "Plan":

@@ -23,4 +23,5 @@ def examples() -> dict[str, str]:
     for reports in lost_runs:
         watch = LaneWatch(policy)
         ends += [watch.observe(report) for report in reports]
-    return {"rank_warning": alarm.message} | {end.reason: end.message for end in ends if end is not None}
+    said = {"rank_warning": alarm.message} | {end.reason: end.message for end in ends if end is not None}
+    return said | {"audited": f"asha: {said['asha']}"}

@@ -7,6 +7,7 @@ safe to run at any time, also while the sweep runs, and as often as one likes.
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,10 +95,13 @@ def consolidate(store: Store) -> ConsolidateReport:
     for path, size in store.sizes("packs").items():
         if chunk := parse_chunk(path):
             found[chunk.table, chunk.pack][chunk] = size
-    ends: dict[str, list[LaneState]] = defaultdict(list)
+    ends: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for lane in state.lanes.values():
+        if lane.audited is not None:
+            message = f"{lane.audited['reason']}: {lane.audited['message']}"
+            ends[lane.pack].append(_event_row(lane, {**lane.audited, "reason": "audited", "message": message}))
         if lane.ended is not None:
-            ends[lane.pack].append(lane)
+            ends[lane.pack].append(_event_row(lane, vars(lane)))
     for table in CHUNK_TABLES:
         packs = {pack for name, pack in found if name == table} | (set(ends) if table == "events" else set())
         present = {pack for _, pack in found}
@@ -117,10 +121,9 @@ class _Consolidation:
     def __init__(self, store: Store, report: ConsolidateReport) -> None:
         self._store, self._report = store, report
 
-    def update(self, table: str, pack: str, listed: dict[Chunk, int], ends: list[LaneState]) -> None:
+    def update(self, table: str, pack: str, listed: dict[Chunk, int], end_rows: list[dict[str, Any]]) -> None:
         """Build one dataset file, unless the one there was made from the same."""
         path = _dataset_path(table, pack)
-        end_rows = [_event_row(lane) for lane in ends]
         digest = hashlib.sha256(repr(end_rows).encode()).hexdigest() if end_rows else ""
         if self._is_current(table, path, listed, digest):
             self._report.unchanged.append(path)
@@ -241,16 +244,16 @@ def _missing_ends(events: pa.Table, end_rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(missing, schema=events.schema)
 
 
-def _event_row(lane: LaneState) -> dict[str, Any]:
+def _event_row(lane: LaneState, decided: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "key": lane.key,
         "pack": lane.pack,
-        "attempt": lane.attempt,
-        "step": lane.step,
-        "time": lane.ended,
-        "kind": lane.reason,
-        "value": lane.value,
-        "reference": lane.reference,
-        "threshold": lane.threshold,
-        "message": lane.message,
+        "attempt": decided["attempt"],
+        "step": decided["step"],
+        "time": decided["ended"],
+        "kind": decided["reason"],
+        "value": decided["value"],
+        "reference": decided["reference"],
+        "threshold": decided["threshold"],
+        "message": decided["message"],
     }

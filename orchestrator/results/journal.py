@@ -26,6 +26,7 @@ RECORD_KINDS: tuple[str, ...] = (
     "pack_started",
     "reported",
     "lane_ended",
+    "lane_audited",
     "pack_failed",
     "sweep_ended",
 )
@@ -107,6 +108,9 @@ class LaneState:
     ended: datetime | None = None
     #: Attempt of its pack that was under way when it ended.
     attempt: int | None = None
+    #: The first decision that would have ended it, had the audit not spared it: ``reason, step, message, value,
+    #: reference, threshold, ended, attempt`` as above.
+    audited: dict[str, Any] | None = None
 
 
 @dataclass
@@ -178,6 +182,10 @@ class SweepState:
             case "lane_ended":
                 for lane in (lane for lane in lanes if lane.key == record.get("key")):
                     _end(lane, record, self.attempts.get(pack))
+            case "lane_audited":
+                for lane in (lane for lane in lanes if lane.key == record.get("key")):
+                    if lane.audited is None or record["step"] < lane.audited["step"]:
+                        lane.audited = _decided(record, self.attempts.get(pack))
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -190,14 +198,20 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if record.get("event") in RECORD_KINDS else None
 
 
+def _decided(record: Mapping[str, Any], attempt: int | None) -> dict[str, Any]:
+    """What was decided on a lane, as its state names it."""
+    names = ("reason", "step", "message", "value", "reference", "threshold")
+    decided = {name: record.get(name) for name in names}
+    return {**decided, "ended": datetime.fromisoformat(record["time"]), "attempt": attempt}
+
+
 def _end(lane: LaneState, record: Mapping[str, Any], attempt: int | None) -> None:
     failed = record.get("reason") == "failed"
     if failed and lane.status == "finished":
         return
     lane.status = "failed" if failed else "finished"
-    lane.reason, lane.step, lane.message = record.get("reason"), record.get("step"), record.get("message")
-    lane.value, lane.reference, lane.threshold = (record.get(name) for name in ("value", "reference", "threshold"))
-    lane.ended, lane.attempt = datetime.fromisoformat(record["time"]), attempt
+    for name, value in _decided(record, attempt).items():
+        setattr(lane, name, value)
 
 
 def _process_exists(pid: int) -> bool:

@@ -146,7 +146,7 @@ def _require_trials(store: Store) -> None:
 
 
 def _trials(store: Store, metric: str) -> dict[str, Trial]:
-    """Every trial of the dataset by key, with its value of the metric."""
+    """Every trial of the dataset by key, with its value of the metric; an audited one as if it had been stopped."""
     _require_trials(store)
     numeric = [f.name for f in SCHEMAS["steps"] if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
     known = [*(name for name in numeric if name not in ("attempt", "step")), "best_val_loss"]
@@ -157,10 +157,20 @@ def _trials(store: Store, metric: str) -> dict[str, Trial]:
         last = f"SELECT key, arg_max({metric}, step) AS value FROM steps WHERE {metric} IS NOT NULL GROUP BY key"
         value = "CASE WHEN reason = 'diverged' THEN NULL ELSE value END AS value"
         sql = f"SELECT key, coalesce(reason, status) AS ended, step, {value} FROM trials LEFT JOIN ({last}) USING (key)"
+    rows = [*query(store, sql).to_pylist(), *query(store, _audited_sql(metric)).to_pylist()]
     return {
-        row["key"]: Trial(row["ended"], row["step"], row["value"] if _is_number(row["value"]) else None)
-        for row in query(store, sql).to_pylist()
+        row["key"]: Trial(row["ended"], row["step"], row["value"] if _is_number(row["value"]) else None) for row in rows
     }
+
+
+def _audited_sql(metric: str) -> str:
+    """The audited trials as they stood at the step at which they were to be stopped."""
+    last = f"arg_max(steps.{metric}, steps.step) FILTER (WHERE steps.{metric} IS NOT NULL)"
+    value = "min(steps.val_loss)" if metric == "best_val_loss" else last
+    return f"""
+        SELECT key, any_value(audited) AS ended, any_value(audited_step) AS step, {value} AS value
+        FROM trials JOIN steps USING (key) WHERE steps.step <= audited_step GROUP BY key
+    """
 
 
 def _is_number(value: float | None) -> bool:
@@ -175,14 +185,14 @@ def _settings(
     for pack in plan["packs"]:
         for lane in pack["lanes"]:
             group = found.setdefault(_position(axes, pack, lane), {})
-            chosen = {name: _parameter(name, pack, lane) for name in nuisance}
+            chosen = {name: parameter(name, pack, lane) for name in nuisance}
             setting = group.setdefault(json.dumps(chosen), Setting(chosen, []))
             setting.trials.append(trials.get(lane["key"], Trial("planned", None, None)))
     return found
 
 
 def _position(axes: Sequence[str], pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Position:
-    return tuple(_label(_parameter(name, pack, lane)) for name in axes)
+    return tuple(_label(parameter(name, pack, lane)) for name in axes)
 
 
 def _in_order(columns: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -192,7 +202,7 @@ def _in_order(columns: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return sorted(unique, key=lambda column: [known.index(part) for known, part in zip(order, column, strict=True)])
 
 
-def _parameter(name: str, pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Any:
+def parameter(name: str, pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Any:
     """A parameter's value: the lane's own, where the pack does not name a scientific one; dots lead into the config."""
     if name in pack["scientific"]:
         return pack["scientific"][name]

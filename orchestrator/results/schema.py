@@ -75,7 +75,7 @@ _LAYERS = [
 _EVENTS = [
     *_KEY,
     ("time", _TIME, "When it was decided."),
-    ("kind", _STRING, "rank_warning, or the reason a lane ended: see EVENT_KINDS."),
+    ("kind", _STRING, "rank_warning, audited, or the reason a lane ended: see EVENT_KINDS."),
     ("matrix", _STRING, "The matrix concerned, if one is."),
     ("value", _FLOAT, "The number the decision was made on."),
     ("reference", _FLOAT, "What it was held against: the control's rank, the rung's cutoff, the limit."),
@@ -97,6 +97,8 @@ _TRIALS = [
     ("config", _STRING, "The whole resolved config as JSON."),
     ("status", _STRING, "planned, running, finished or failed."),
     ("reason", _STRING, "Why it ended: see END_REASONS; null while it has not."),
+    ("audited", _STRING, "Why it would have been stopped, had the audit not let it run on; null elsewhere."),
+    ("audited_step", _INT, "At which step that was."),
     ("step", _INT, "Last step with a row."),
     ("steps_planned", _INT, "Steps it was to run."),
     ("loss", _FLOAT, "Training loss at the last step."),
@@ -109,8 +111,8 @@ _TRIALS = [
 
 #: How a trial can end. ``completed`` ran all its steps; ``failed`` is a fault of the program or the machine.
 END_REASONS: tuple[str, ...] = ("completed", "asha", "rank_collapse", "stalled", "diverged", "failed")
-#: Kinds of event rows.
-EVENT_KINDS: tuple[str, ...] = ("rank_warning", *END_REASONS)
+#: Kinds of event rows. ``audited``: a trial was to be stopped, and runs on to measure what stopping costs.
+EVENT_KINDS: tuple[str, ...] = ("rank_warning", "audited", *END_REASONS)
 
 
 def _schema(columns: list[tuple[str, pa.DataType, str]]) -> pa.Schema:

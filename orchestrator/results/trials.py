@@ -54,6 +54,8 @@ def _row(
         "config": json.dumps(config, sort_keys=True),
         "status": known.status,
         "reason": known.reason,
+        "audited": known.audited and known.audited["reason"],
+        "audited_step": known.audited and known.audited["step"],
         "step": measured.get("step"),
         "steps_planned": config["steps"],
         "loss": measured.get("loss"),

@@ -77,6 +77,8 @@ class EarlyTerminate:
     stall_limit: float = field(default=0.9999, metadata={"above": 0, "most": 1})
     #: Reports in a row at the limit that end a lane.
     stall_patience: int = field(default=3, metadata={"least": 1})
+    #: The share of what is to be stopped that runs on to its end, to measure what stopping costs.
+    audit: float = field(default=0.0, metadata={"least": 0, "most": 1})
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Halving:
         halved = rules["type"] == "asha" and not pack["control"]
         self._rungs = rung_steps(rules["min_iter"], rules["eta"], steps) if halved else ()
         self._eta, self._metric = rules["eta"], plan["metric"]
-        self._setting = {key: nuisance_setting(plan, config) for key, config in lanes.items()}
+        #: The setting of each lane.
+        self.settings = {key: nuisance_setting(plan, config) for key, config in lanes.items()}
         self._last_step = done
 
     def drop(self, step: int, values: Mapping[str, float]) -> dict[str, Decision]:
@@ -46,7 +47,7 @@ class Halving:
         sign = 1.0 if self._metric["goal"] == "minimize" else -1.0
         lanes: dict[str, list[str]] = {}
         for key in values:
-            lanes.setdefault(self._setting[key], []).append(key)
+            lanes.setdefault(self.settings[key], []).append(key)
         if not crossed or len(lanes) < 2:
             return {}
         means = {setting: sign * fmean(values[key] for key in keys) for setting, keys in lanes.items()}

@@ -25,13 +25,15 @@ class SweepObserver(Callback):
         self._journal, self._progress = journal, progress
         #: Keys of the lanes that have not ended, by pack.
         self._living: dict[str, list[str]] = {pack: [] for pack in state.unfinished}
-        #: Reason and step of every lane's end, by key.
-        self._ends: dict[str, tuple[str, int]] = {}
+        #: Reason and step of every lane's end, by key; and of those that an audit spared, by key and True.
+        self._ends: dict[tuple[str, bool], tuple[str, int]] = {}
         for lane in state.lanes.values():
             if lane.status != "finished":
                 self._living[lane.pack].append(lane.key)
             elif lane.reason is not None and lane.step is not None:
-                self._ends[lane.key] = lane.reason, lane.step
+                self._ends[lane.key, False] = lane.reason, lane.step
+            if lane.audited is not None:
+                self._ends[lane.key, True] = lane.audited["reason"], lane.audited["step"]
         self._stops: dict[str, Decision] = {}
         #: The last error of every pack that failed and has not been started again.
         self.failed: dict[str, str] = {}
@@ -73,12 +75,12 @@ class SweepObserver(Callback):
         self._progress.reported(pack, result)
         for end in result["ended"]:
             self._end(pack, end)
-        if pack in self._stops:
+        if decision := self._stops.pop(pack, None):
             for key in result["alive"]:
-                self._end(pack, {"key": key, **dataclasses.asdict(self._stops[pack])})
+                self._end(pack, {"key": key, **dataclasses.asdict(decision)})
 
     def stopped(self, pack: str, decision: Decision) -> None:
-        """The scheduler stops a pack on the result that `on_trial_result` is about to see."""
+        """The scheduler stops a pack, or audits it, on the result that `on_trial_result` is about to see."""
         self._stops[pack] = decision
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -105,14 +107,21 @@ class SweepObserver(Callback):
         self._journal.append({"event": "pack_failed", "pack": pack, "error": self.failed[pack]})
 
     def _end(self, pack: str, end: Mapping[str, Any]) -> None:
-        """Record an end, once: a pack repeats its own in every report, and a retry comes to the same ones again."""
-        key, found = end["key"], (end["reason"], end["step"])
-        if self._ends.get(key) == found:
+        """Record an end, or that the audit spared it, once.
+
+        A pack repeats its own in every report, and a retry comes to the same ones again.
+        """
+        key, audited, found = end["key"], bool(end.get("audited")), (end["reason"], end["step"])
+        if self._ends.get((key, audited)) == found:
             return
-        self._ends[key] = found
+        self._ends[key, audited] = found
+        record = {"pack": pack, **{name: value for name, value in end.items() if name != "audited"}}
+        if audited:
+            self._journal.append({"event": "lane_audited", **record})
+            return
         if key in self._living[pack]:
             self._living[pack].remove(key)
-        self._journal.append({"event": "lane_ended", "pack": pack, **end})
+        self._journal.append({"event": "lane_ended", **record})
         self._progress.ended(key, end["reason"])
 
 

@@ -7,17 +7,19 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from orchestrator.sweep.rungs import judge
 from orchestrator.sweep.stopping import Asha, Decision, group_of
 
-#: Told of every stop: the pack's id and the decision.
+#: Told of every stop, and of every audited one that is not carried out: the pack's id and the decision.
 OnDecision = Callable[[str, Decision], None]
 
 
 class AshaScheduler(FIFOScheduler):
-    """Runs packs in the order given and stops those that `Asha` gives up.
+    """Runs packs in the order given and stops those that `Asha` gives up, the audited excepted.
 
-    A Tune trial's config names its pack under ``pack``; its results carry ``step`` and the metric. A result without
-    one of them is let through. A pack keeps its place on the rungs over all its attempts.
+    A Tune trial's config names its pack under ``pack``; its results carry ``step``, and the metric while a lane of it
+    lives (see `judge`). A result without a step is let through. A pack keeps its place on the rungs over all its
+    attempts.
 
     Ray pickles a scheduler with its experiment. The rungs travel along, ``on_decision`` does not (it holds the
     journal): a scheduler that was unpickled refuses trials until `attach` names a new one.
@@ -38,12 +40,12 @@ class AshaScheduler(FIFOScheduler):
         """Build the scheduler of one sweep.
 
         Args:
-            asha: Empty, or filled through `Asha.record` with what a resumed sweep already measured.
+            asha: Empty, or as `refilled` made it for a sweep that is resumed.
             metric: The result's key to judge by.
             mode: ``min`` or ``max``; in the decisions of a ``max`` sweep the metric appears negated.
             scope: ``cell`` or ``sweep``; see `group_of`.
             cells: The scientific cell of every pack.
-            on_decision: Called once for every pack that is stopped.
+            on_decision: Called once for every decision; after a resume also for those on unfinished packs again.
         """
         super().__init__()
         if mode not in ("min", "max"):
@@ -53,6 +55,7 @@ class AshaScheduler(FIFOScheduler):
         self._judged_metric, self._mode = metric, mode
         self._groups = {pack: group_of(scope, cell) for pack, cell in cells.items()}
         self._on_decision: OnDecision | None = on_decision
+        self._told: set[str] = set()
 
     def attach(self, on_decision: OnDecision) -> None:
         """Name who is told of stops, after unpickling."""
@@ -73,21 +76,21 @@ class AshaScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         """Stop the pack or let it go on."""
-        if "step" not in result or self._judged_metric not in result:
+        if "step" not in result:
             return TrialScheduler.CONTINUE
-        pack, value = trial.config["pack"], result[self._judged_metric]
-        if value is not None:
-            value = float(value) if self._mode == "min" else -float(value)
-        known = pack in self.asha.stopped
-        decision = self.asha.decide(self._groups[pack], pack, int(result["step"]), value)
+        pack = trial.config["pack"]
+        decision = judge(
+            self.asha, self._groups[pack], pack, int(result["step"]), result, self._judged_metric, self._mode
+        )
         if decision is None:
             return TrialScheduler.CONTINUE
-        if not known:
+        if pack not in self._told:
+            self._told.add(pack)
             assert self._on_decision is not None, "on_trial_add let nobody pass"
             sign = "negated " if self._mode == "max" else ""
             message = f"{sign}{self._judged_metric} {decision.message}"
             self._on_decision(pack, dataclasses.replace(decision, message=message))
-        return TrialScheduler.STOP
+        return TrialScheduler.CONTINUE if decision.audited else TrialScheduler.STOP
 
     def debug_string(self) -> str:
         """One line for Ray's own status."""

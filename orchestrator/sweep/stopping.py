@@ -2,10 +2,11 @@
 
 Nothing here knows Ray, clocks or random numbers: the same reports in the same order give the same decisions. A lane is
 judged by its own history (`LaneWatch`), a pack against the others (`Asha`), the settings of one pack among themselves
-(`halve`).
+(`halve`). Some of what is to be stopped runs on all the same, to measure what stopping costs (`is_audited`).
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Decision:
     threshold: float | None
     #: The same as a plain sentence.
     message: str
+    #: It is not carried out: what it was made on runs on, and counts as stopped everywhere else.
+    audited: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,52 +215,50 @@ class _Entry(NamedTuple):
 class Asha:
     """Asynchronous successive halving that only stops (Li et al. 2018, arXiv 1810.05934). Lower is better.
 
-    The first report at or beyond a rung puts the trial on it, and on every rung it skipped. The trial is then judged,
-    once, on the highest of those: it is stopped where its value is above `rung_cutoff` of all values there, its own
-    and those of stopped trials included. A value that is not finite (or None) counts for no cutoff; it is stopped as
-    soon as one trial of the rung is finite. Trials compete only within their group.
+    The first report at or beyond a rung puts the trial on it, and on every rung it skipped. At that report and at
+    every later one the trial is judged on the highest rung it stands on: it is stopped where its value there is above
+    `rung_cutoff` of all values there, its own and those of stopped trials included. So who came first is held against
+    those who came after, up to its next rung, and the order decides less. A value that is not finite
+    (or None) counts for no cutoff; it is stopped as soon as one trial of the rung is finite. Trials compete only
+    within their group.
 
-    A report repeated by a retry or a resume replaces the value on its rung; it is not judged again there, and a trial
+    What a trial measures after it was stopped enters no rung, and from the moment it is lost nothing that it ever
+    measured counts: neither can put the cutoff out of reach of those that go on.
+
+    A report repeated by a retry or a resume replaces the value on its rung; nothing is decided on it again, and a trial
     that was stopped stays stopped. At ``max_step`` and beyond a trial has completed and is stopped no more.
 
     Raises:
         ValueError: see `rung_steps`.
     """
 
-    def __init__(self, min_step: int, eta: float, max_step: int, exempt: Collection[str] = ()) -> None:
+    def __init__(
+        self, min_step: int, eta: float, max_step: int, exempt: Collection[str] = (), audit: float = 0.0
+    ) -> None:
         self.rungs = rung_steps(min_step, eta, max_step)
         self.min_step, self.eta, self.max_step = min_step, eta, max_step
         #: Trials that are recorded but never stopped: the control.
         self.exempt = frozenset(exempt)
+        #: The share of stops that are not carried out; see `is_audited`.
+        self.audit = audit
         #: What each trial measured, by group and rung.
         self._entries: dict[tuple[str, int], dict[str, _Entry]] = {}
         self._stopped: dict[str, Decision] = {}
+        self._lost: set[str] = set()
+        #: The last step at which each trial was heard.
+        self._reached: dict[str, int] = {}
 
     @property
     def stopped(self) -> Mapping[str, Decision]:
-        """The trials stopped so far."""
+        """The trials stopped so far, the audited among them."""
         return MappingProxyType(self._stopped)
 
-    def record(self, group: str, trial: str, step: int, value: float | None) -> int | None:
-        """Take in a report without judging it: how a sweep that is resumed fills its rungs from stored rows.
-
-        Returns:
-            The highest rung that is new to the trial, None where none is.
-        """
-        new = None
-        for rung in self.rungs:
-            if rung > step:
-                break
-            entries = self._entries.setdefault((group, rung), {})
-            if trial not in entries:
-                new = rung
-            # A later step belongs to a later rung; the same or an earlier one is a retry that measured again.
-            if trial not in entries or step <= entries[trial].step:
-                entries[trial] = _Entry(step, _finite(value))
-        return new
+    def lose(self, trial: str) -> None:
+        """A trial has ended as lost (it diverged, collapsed or stalled): its values count for no cutoff any more."""
+        self._lost.add(trial)
 
     def decide(self, group: str, trial: str, step: int, value: float | None) -> Decision | None:
-        """Take in a report; a decision where the trial must end.
+        """Take in a report; a decision where the trial must end, or would but for the audit.
 
         Args:
             group: Trials compete within it; see `group_of`.
@@ -265,28 +266,41 @@ class Asha:
             step: Steps done.
             value: Lower is better; negate what is to be maximized.
         """
-        rung = self.record(group, trial, step, value)
-        if trial in self._stopped:
-            return self._stopped[trial]
-        if rung is None or step >= self.max_step or trial in self.exempt:
+        stopped = self._stopped.get(trial)
+        if stopped is not None and step > stopped.step:
+            return stopped
+        rungs = [rung for rung in self.rungs if rung <= step]
+        for rung in rungs:
+            entries = self._entries.setdefault((group, rung), {})
+            # A later step belongs to a later rung; the same or an earlier one is a retry that measured again.
+            if trial not in entries or step <= entries[trial].step:
+                entries[trial] = _Entry(step, _finite(value))
+        if stopped is not None:
+            # A retry measures again what came before; it ends where it ended.
+            return stopped if step == stopped.step else None
+        repeated = step <= self._reached.get(trial, 0)
+        self._reached[trial] = max(step, self._reached.get(trial, 0))
+        if repeated or not rungs or step >= self.max_step or trial in self.exempt:
             return None
-        decision = self._judged(group, rung, step, value)
+        decision = self._judged(group, trial, rungs[-1], step)
         if decision is not None:
+            decision = dataclasses.replace(decision, audited=is_audited(trial, self.audit))
             self._stopped[trial] = decision
         return decision
 
-    def _judged(self, group: str, rung: int, step: int, value: float | None) -> Decision | None:
+    def _judged(self, group: str, trial: str, rung: int, step: int) -> Decision | None:
         entries = self._entries[group, rung]
-        finite = [entry.value for entry in entries.values() if entry.value is not None]
+        at, judged = entries[trial]
+        counted = (entry.value for other, entry in entries.items() if other not in self._lost)
+        finite = [value for value in counted if value is not None]
         cutoff = rung_cutoff(finite, self.eta)
-        judged = _finite(value)
         if judged is None and finite:
-            others = f"{len(finite)} of {len(entries)} trials on the rung of step {rung} are"
-            return Decision("asha", step, None, cutoff, None, f"{value} at step {step} is not finite; {others}")
+            others = f"{len(finite)} of {len(entries)} trials on the rung of step {rung} have one"
+            return Decision("asha", step, None, cutoff, None, f"no finite value at step {at}; {others}")
         if judged is None or cutoff is None or judged <= cutoff:
             return None
         best = f"the cutoff of the best 1 in {self.eta:g} of {len(finite)} values on the rung of step {rung}"
-        message = f"{judged:.6g} at step {step} is above {cutoff:.6g}, {best}"
+        message = f"{judged:.6g} at step {at} is above {cutoff:.6g}, {best}"
         return Decision("asha", step, judged, cutoff, None, message)
 
     def state(self) -> dict[str, Any]:
@@ -296,21 +310,25 @@ class Asha:
             "eta": self.eta,
             "max_step": self.max_step,
             "exempt": sorted(self.exempt),
+            "audit": self.audit,
             "entries": [
                 [group, rung, trial, entry.step, entry.value]
                 for (group, rung), entries in self._entries.items()
                 for trial, entry in entries.items()
             ],
             "stopped": {trial: dataclasses.asdict(decision) for trial, decision in self._stopped.items()},
+            "lost": sorted(self._lost),
+            "reached": dict(self._reached),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Asha":
         """An `Asha` that goes on where `state` was taken."""
-        asha = cls(state["min_step"], state["eta"], state["max_step"], state["exempt"])
+        asha = cls(state["min_step"], state["eta"], state["max_step"], state["exempt"], state["audit"])
         for group, rung, trial, step, value in state["entries"]:
             asha._entries.setdefault((group, rung), {})[trial] = _Entry(step, value)
         asha._stopped = {trial: Decision(**decision) for trial, decision in state["stopped"].items()}
+        asha._lost, asha._reached = set(state["lost"]), dict(state["reached"])
         return asha
 
 
@@ -346,6 +364,15 @@ def group_of(scope: str, cell: str) -> str:
     if scope not in get_args(Scope):
         raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}")
     return cell if scope == "cell" else "sweep"
+
+
+def is_audited(name: str, share: float) -> bool:
+    """Whether what is to be stopped runs on as an audit: true of a ``share`` of all names, and for ever.
+
+    >>> [is_audited(name, 0.5) for name in ("p001", "p002", "p003")]
+    [True, False, True]
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < share * 2**64
 
 
 def _finite(value: float | None) -> float | None:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ray import tune
 
@@ -22,7 +21,8 @@ from orchestrator.results.journal import load_plan
 from orchestrator.results.store import ChunkWriter, Store, next_attempt
 from orchestrator.sweep.checkpoints import latest_checkpoint, save_checkpoint
 from orchestrator.sweep.control import ControlRanks
-from orchestrator.sweep.halving import Halving, nuisance_setting
+from orchestrator.sweep.halving import nuisance_setting
+from orchestrator.sweep.pack_rules import PackRules
 from orchestrator.sweep.stopping import Decision, LanePolicy
 from orchestrator.sweep.tracking import Tracker
 from orchestrator.sweep.verdicts import LaneJudge, Verdict, event_columns, lane_rows
@@ -94,9 +94,11 @@ class PackRun:
         self._started = time.monotonic()
         #: Steps done before this attempt.
         self._done = resume.step if resume else 0
-        #: Ends of lanes, as records: those that the checkpoint remembers, for a journal that lost them, and later ones.
+        #: Ends of lanes and audits, as records: those that the checkpoint remembers, for a journal that lost them, and
+        #: later ones.
         self._ended: list[dict[str, Any]] = list(resume.extra.get("ended", ())) if resume else []
-        self._halving = Halving(plan, pack, lanes, self._done)
+        audited = [end["key"] for end in self._ended if end.get("audited")]
+        self._rules = PackRules(plan, pack, lanes, self._done, audited)
         rules = plan["space"]["early_terminate"]
         policy = LanePolicy(**{field.name: rules[field.name] for field in dataclasses.fields(LanePolicy)})
         control = _control(store, plan, pack)
@@ -117,16 +119,15 @@ class PackRun:
         self._writer.append("layers", rows.layers)
         self._tracker.log(rows.steps, rows.layers)
         verdicts = {key: judge.judge(step, *lane_rows(rows, key)) for key, judge in self._judges.items()}
-        last = step == next(iter(self._lanes.values())).steps
-        ended = {key: v.decision for key, v in verdicts.items() if v.decision and (not last or v.diverged)}
-        values = {key: getattr(v.report, self._metric) for key, v in verdicts.items() if key not in ended}
-        if not last:
-            ended |= self._halving.drop(step, values)
+        values = {key: getattr(verdict.report, self._metric) for key, verdict in verdicts.items()}
+        decisions = self._rules.decide(step, {key: verdict.decision for key, verdict in verdicts.items()}, values)
+        ended = {key: decision for key, decision in decisions.items() if not decision.audited}
+        self._ended += [_end_record(key, decision) for key, decision in decisions.items() if decision.audited]
         self._judges = {key: judge for key, judge in self._judges.items() if key not in ended}
         for key, verdict in verdicts.items():
             self._keep_events(key, verdict._replace(decision=ended.get(key)))
         ends = [_end_record(key, decision) for key, decision in ended.items()]
-        if last:
+        if step == next(iter(self._lanes.values())).steps:
             ends += [_completed_record(key, step) for key in self._judges]
         for end in ends:
             of = verdicts[end["key"]].report
@@ -137,20 +138,20 @@ class PackRun:
 
     def _result(self, step: int, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
         """What Ray Tune and the driver hear of a report; a key named ``done`` would mean something to Tune."""
-        living = [verdicts[key].report for key in self._judges]
         result: dict[str, Any] = {
             "step": step,
             "resumed_at": self._done,
             "attempt": self._attempt,
             "seconds": time.monotonic() - self._started,
-            "lanes": len(living),
+            "lanes": len(self._judges),
             "warnings": sum(len(check.warnings) for v in verdicts.values() for check in v.report.rank_checks),
             "alive": list(self._judges),
             "ended": list(self._ended),
         }
-        if living:
-            # A pack without living lanes reports no metric: its lanes ended by themselves, and ASHA has no say.
-            result[self._metric] = float(np.mean([getattr(report, self._metric) for report in living]))
+        mean = self._rules.mean({key: getattr(verdicts[key].report, self._metric) for key in self._judges})
+        if mean is not None:
+            # Without living lanes a pack reports no metric: its lanes ended by themselves, and ASHA has no say.
+            result[self._metric] = mean
         return result
 
     def save(self, checkpoint: Checkpoint) -> None:

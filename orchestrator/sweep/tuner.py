@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +37,13 @@ from orchestrator.preflight import PreflightError
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
 from orchestrator.space import Resources
-from orchestrator.sweep.checkpoints import latest_step
 from orchestrator.sweep.observer import SweepObserver
 from orchestrator.sweep.placement import settled
 from orchestrator.sweep.progress import Progress
 from orchestrator.sweep.retention import Retention, delete_checkpoints
+from orchestrator.sweep.rungs import refilled
 from orchestrator.sweep.schedulers import SCHEDULERS
-from orchestrator.sweep.stopping import Asha, group_of
+from orchestrator.sweep.stopping import Asha
 from orchestrator.sweep.tracking import choose_mode
 from orchestrator.sweep.trial import run_pack
 
@@ -94,8 +94,7 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None 
     with _ray(address), _signals() as caught:
         progress.say("placing the first trials")
         resources = _settled(plan, state.unfinished, address)
-        asha = _refilled(plan, store, state, records)
-        tuner = _tuner(plan, store, state.unfinished, asha, observer, wandb, resources)
+        tuner = _tuner(plan, store, state.unfinished, refilled(plan, records), observer, wandb, resources)
         tuner.fit()
         progress.say("letting Ray go")
         # After Ctrl-C `fit` returns as if nothing had happened, with packs that have neither ended nor failed.
@@ -141,24 +140,6 @@ def _tuner(
             verbose=0,
         ),
     )
-
-
-def _refilled(plan: Plan, store: Store, state: SweepState, records: Iterable[Mapping[str, Any]]) -> Asha:
-    """The rungs as the journal left them. An unfinished pack is judged again on what it will measure again."""
-    rules, metric = plan.spec.early_terminate, plan.spec.metric
-    packs = {pack.pack: pack for pack in plan.packs}
-    controls = [pack.pack for pack in plan.packs if pack.control]
-    asha = Asha(rules.min_iter, rules.eta, plan.packs[0].lanes[0].config.steps, exempt=controls)
-    kept = {pack: latest_step(store, pack) for pack in state.unfinished}
-    for record in records:
-        pack = packs.get(str(record.get("pack")))
-        value = record.get("metrics", {}).get(metric.name)
-        if record["event"] != "reported" or pack is None or value is None:
-            continue
-        if record["step"] <= kept.get(pack.pack, record["step"]):
-            signed = value if metric.goal == "minimize" else -value
-            asha.record(group_of(rules.scope, pack.cell), pack.pack, record["step"], signed)
-    return asha
 
 
 @contextmanager

@@ -22,11 +22,6 @@ class Verdict(NamedTuple):
     #: The lane's end, if this is it.
     decision: Decision | None
 
-    @property
-    def diverged(self) -> bool:
-        """The one end that a lane can still come to at its last step; any other has nothing left to save."""
-        return self.decision is not None and self.decision.reason == "diverged"
-
 
 class LaneJudge:
     """Judges one lane: its ranks against the reference, its losses and stalls against its policy."""

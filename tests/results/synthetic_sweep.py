@@ -32,6 +32,7 @@ class Sweep:
             },
             "packs": [],
             "excluded": [],
+            "space": {"early_terminate": {"scope": "cell"}},
             "versions": {},
         }
 
@@ -94,6 +95,12 @@ class Sweep:
             writer.append("steps", {"key": [lane["key"]] * last, "step": steps, "loss": loss, "val_loss": val_loss})
             if end is not None:
                 self.end(pack, lane["key"], *end)
+
+    def audit(self, pack: dict[str, Any], key: str, reason: str, step: int) -> None:
+        """The audit spares a lane that was to be stopped."""
+        numbers = {"message": f"{reason}!", "value": 4.0, "reference": 3.0, "threshold": None}
+        record = {"event": "lane_audited", "pack": pack["pack"], "key": key, "reason": reason, "step": step}
+        self.journal.append({**record, **numbers})
 
     def end(self, pack: dict[str, Any], key: str, reason: str, step: int, **more: Any) -> None:
         numbers = {"message": f"{reason} at step {step}", "value": 1.0, "reference": None, "threshold": None, **more}

@@ -222,8 +222,9 @@ def test_trials_are_made_from_plan_journal_and_steps(sweep: Sweep) -> None:
     assert first == {
         "key": "k0000", "pack": "p000", "cell": "E5M2 adamw master", "control": True, "format": "E5M2",
         "optimizer": "adamw", "storage": "master", "layers": "all", "lr": pytest.approx(0.001), "seed": 0,
-        "status": "finished", "reason": "completed", "step": 400, "steps_planned": 400, "loss": 1.0, "val_loss": 2.5,
-        "best_val_loss": 2.5, "attempts": 1, "seconds": 12.5, "error": None,
+        "status": "finished", "reason": "completed", "audited": None, "audited_step": None, "step": 400,
+        "steps_planned": 400, "loss": 1.0, "val_loss": 2.5, "best_val_loss": 2.5, "attempts": 1,
+        "seconds": 12.5, "error": None,
     }  # fmt: skip
     assert (second["status"], second["reason"], second["step"], second["val_loss"]) == ("running", None, 100, 3.5)
     assert (third["status"], third["step"], third["attempts"], third["seconds"]) == ("planned", None, 0, None)

@@ -73,7 +73,7 @@ class Judged:
     def _report(self, step: int, rows: Rows) -> set[str]:
         self._reports.append(rows)
         verdicts = {key: self._judges[key].judge(step, *lane_rows(rows, key)) for key in set(rows.steps["key"])}
-        ended = {key: verdict.decision for key, verdict in verdicts.items() if verdict.decision and verdict.diverged}
+        ended = {key: verdict.decision for key, verdict in verdicts.items() if verdict.decision}
         self.ends |= ended
         return set(ended)
 

@@ -113,6 +113,52 @@ def test_a_stop_ends_the_lanes_that_live_and_no_other(driver: Driver) -> None:
     assert driver.state().lanes[lost].reason == "diverged"
 
 
+def test_an_audited_pack_is_recorded_once_and_its_lanes_live_on(driver: Driver, tmp_path: Path) -> None:
+    pack = driver.packs[1]
+    driver.start(pack)
+    driver.observer.stopped(pack, Decision("asha", 20, 4.0, 3.0, None, "4 is above 3", audited=True))
+    for step in (20, 40):
+        driver.report(pack, step, driver.keys[pack])
+    resumed = Driver(tmp_path)
+    resumed.observer.stopped(pack, Decision("asha", 20, 4.0, 3.0, None, "4 is above 3", audited=True))
+    resumed.report(pack, 80, [], dict.fromkeys(driver.keys[pack], ("completed", 80)))
+    audits = [record for record in driver.journal.read() if record["event"] == "lane_audited"]
+    assert [(audit["key"], audit["step"], audit["value"]) for audit in audits] == [
+        (key, 20, 4.0) for key in driver.keys[pack]
+    ]
+    assert driver.ends() == [(key, "completed", 80) for key in driver.keys[pack]]
+    for lane in (driver.state().lanes[key] for key in driver.keys[pack]):
+        assert lane.audited is not None
+        assert (lane.audited["reason"], lane.audited["step"], lane.reason) == ("asha", 20, "completed")
+
+
+def test_a_lane_that_its_pack_audited_is_recorded_once_beside_its_end(driver: Driver) -> None:
+    pack = driver.packs[1]
+    spared, *others = driver.keys[pack]
+    audit = {"key": spared, "reason": "stalled", "step": 20, "message": "stands still", "audited": True}
+    for step, ended in (
+        (20, []),
+        (40, []),
+        (80, [{"key": spared, "reason": "diverged", "step": 80, "message": "nan"}]),
+    ):
+        result = {
+            "step": step,
+            "attempt": 1,
+            "seconds": 1.0,
+            "resumed_at": 0,
+            "warnings": 0,
+            "lanes": 4,
+            "val_loss": 3.0,
+        }
+        alive = driver.keys[pack] if not ended else others
+        driver.observer.on_trial_result(0, [], tune_trial(pack), {**result, "alive": alive, "ended": [audit, *ended]})
+    assert [record["event"] for record in driver.journal.read() if record.get("key") == spared] == [
+        "lane_audited",
+        "lane_ended",
+    ]
+    assert driver.ends() == [(spared, "diverged", 80)]
+
+
 def test_a_report_whose_lanes_have_all_ended_finishes_the_pack(driver: Driver) -> None:
     pack = driver.packs[1]
     driver.report(pack, 20, [], dict.fromkeys(driver.keys[pack], ("stalled", 20)))

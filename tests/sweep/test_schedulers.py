@@ -97,8 +97,28 @@ def test_a_stop_is_told_once_though_ray_retries_the_trial() -> None:
     told = Told()
     asha = scheduler(told)
     answer(asha, "a", {"step": 20, "val_loss": 1.0})
-    assert [answer(asha, "b", {"step": step, "val_loss": 2.0}) for step in (20, 10, 20)] == [STOP] * 3
+    answers = [answer(asha, "b", {"step": step, "val_loss": 2.0}) for step in (20, 10, 20)]
+    assert answers == [STOP, CONTINUE, STOP]
     assert [(pack, decision.step) for pack, decision in told] == [("b", 20)]
+
+
+def test_an_audited_pack_goes_on_and_is_told_of_once() -> None:
+    told = Told()
+    asha = AshaScheduler(Asha(10, 2, 80, audit=1.0), "val_loss", "min", "sweep", CELLS, told)
+    answer(asha, "a", {"step": 10, "val_loss": 1.0})
+    assert [answer(asha, "b", {"step": step, "val_loss": 2.0}) for step in (10, 20, 40, 80)] == [CONTINUE] * 4
+    assert [(pack, decision.step, decision.audited) for pack, decision in told] == [("b", 10, True)]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_pack_whose_lanes_are_all_lost_sets_no_bar(mode: str) -> None:
+    """It reports the step at which they ended, and no metric."""
+    sign = 1.0 if mode == "min" else -1.0
+    asha = scheduler(Told(), mode)
+    answer(asha, "a", {"step": 10, "val_loss": sign * 1.0})
+    answer(asha, "a", {"step": 20})
+    assert answer(asha, "b", {"step": 10, "val_loss": sign * 2.0}) == CONTINUE
+    assert answer(asha, "c", {"step": 10, "val_loss": sign * 3.0}) == STOP
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,25 @@ def test_interruptions_change_neither_rows_nor_ends(
         assert pack.rows(table) == undisturbed.rows(table)
 
 
+@pytest.mark.parametrize("stops", [[], [28]], ids=["undisturbed", "interrupted"])
+def test_audited_lanes_run_to_the_end_and_change_nothing_for_the_others(
+    stops: list[int], undisturbed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack(tmp_path, monkeypatch, RATES, early_terminate={**RULES, "audit": 1.0})
+    for step in stops:
+        pack.run(stop_at=step)
+    *_, last = pack.run()
+    told = undisturbed.ends()
+    audited = {end["key"]: (end["reason"], end["step"]) for end in last["ended"] if end.get("audited")}
+    ended = {end["key"]: (end["reason"], end["step"]) for end in last["ended"] if not end.get("audited")}
+    assert audited == {key: end for key, end in told.items() if end[0] == "asha"}
+    assert ended == told | dict.fromkeys(audited, ("completed", 40))
+    assert last["val_loss"] == undisturbed.results[-1]["val_loss"], "a mean over those that were not to be stopped"
+    rows = {(row["key"], row["step"]): row for row in pack.rows("steps")}
+    assert all(rows[row["key"], row["step"]] == row for row in undisturbed.rows("steps"))
+    assert {key for key, step in rows if step == 40} == {key for key, end in ended.items() if end == ("completed", 40)}
+
+
 def test_a_resumed_pack_tells_at_once_of_lanes_that_ended_before(
     undisturbed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

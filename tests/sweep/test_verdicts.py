@@ -73,7 +73,6 @@ def reason(verdict: Verdict) -> str | None:
 def test_one_loss_that_is_no_number_ends_a_lane(losses: list[float], val_loss: float, expected: str | None) -> None:
     verdict = judge().judge(20, steps(losses, val_loss), layers({}))
     assert reason(verdict) == expected
-    assert verdict.diverged == (expected == "diverged")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,6 @@ def test_a_stalled_lane_ends_after_its_patience_and_is_not_said_to_diverge() -> 
     one = judge()
     verdicts = [one.judge(step, steps([3.0], stall=0.95), layers({})) for step in (10, 20)]
     assert [reason(verdict) for verdict in verdicts] == [None, "stalled"]
-    assert not verdicts[-1].diverged
 
 
 def test_a_control_is_held_against_nothing() -> None:
