@@ -72,7 +72,7 @@ def _plan_trouble(store: Store) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise DamagedRunError(f"{store.uri}/{PLAN} cannot be understood: {why}") from error
+        raise DamagedRunError(f"{store.uri}: {PLAN} cannot be understood: {why}") from error
 
 
 def run_store(name: str, runs: str) -> Store:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,11 +19,13 @@ def environment(home: Path) -> dict[str, str]:
     return kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
-def altgrad(*arguments: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def altgrad(
+    *arguments: object, cwd: Path, timeout: float = 120, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=timeout, check=False
+        command, cwd=cwd, env=env or environment(cwd), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

@@ -144,6 +144,12 @@ def test_a_node_has_the_locked_packages_and_what_building_the_project_reads(clus
             assert (remote, (ROOT / local).exists()) == (f"~/altgrad/{local}", True)
 
 
+@pytest.mark.parametrize("package", ["boto3", "aiohttp", "grpcio"])
+def test_the_lock_has_what_the_autoscaler_and_the_dashboard_need(cluster: dict[str, Any], package: str) -> None:
+    assert re.search(rf"^{package}==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert "head_setup_commands" not in cluster
+
+
 def test_the_page_runs_the_file_as_it_is(cluster: dict[str, Any]) -> None:
     roles = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in cluster["available_node_types"].values()}
     assert all(role in PAGE for role in roles)

@@ -48,7 +48,7 @@ def connect(stores: Store | Sequence[Store]) -> duckdb.DuckDBPyConnection:
         parts = []
         for i, store in enumerate(stores):
             connection.register(f"{table}_{i}", _dataset(store, table))
-            name = store.uri.rstrip("/").rsplit("/", 1)[-1].replace("'", "''")
+            name = store.name.replace("'", "''")
             parts.append(f"SELECT *, '{name}' AS run FROM {table}_{i}")
         connection.execute(f"CREATE TEMP VIEW {table} AS {' UNION ALL '.join(parts)}")
     connection.execute("SET enable_external_access = false")

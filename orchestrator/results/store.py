@@ -5,6 +5,7 @@ A file appears whole or not at all, and a chunk is never changed once it is ther
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -67,8 +68,13 @@ class Store:
             return cls(pafs.LocalFileSystem(), path, path)
         if urlsplit(where).password:
             raise ValueError("an address must not carry a password, it would end up in logs; set it in the environment")
-        filesystem, root = pafs.FileSystem.from_uri(where)
+        filesystem, root = pafs.FileSystem.from_uri(_in_one_put(where))
         return cls(filesystem, root, root if isinstance(filesystem, pafs.LocalFileSystem) else where)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self._root.rsplit("/", 1)[-1]
 
     def sub(self, name: str) -> "Store":
         """The folder ``name`` inside this one."""
@@ -110,6 +116,12 @@ class Store:
         if self._is_local:
             local.write(Path(target), data)
             return
+        # Out of Ctrl-C's reach, which falls on the main thread: to leave a stream half way is to close it, and what was
+        # written until then, nothing as a rule, takes the place of the old content.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._put, target, data).result()
+
+    def _put(self, target: str, data: bytes) -> None:
         try:
             stream = self._fs.open_output_stream(target)
         except FileNotFoundError:
@@ -189,6 +201,14 @@ def parse_chunk(path: str) -> Chunk | None:
     if match is None or match[3] not in CHUNK_TABLES:
         return None
     return Chunk(match[1], int(match[2]), int(match[4]), match[3], path)
+
+
+def _in_one_put(address: str) -> str:
+    """The address with S3 told to send a small file as one request, where it would start an upload in parts."""
+    parts = urlsplit(address)
+    if parts.scheme != "s3" or "allow_delayed_open" in parts.query:
+        return address
+    return parts._replace(query="&".join(filter(None, (parts.query, "allow_delayed_open=true")))).geturl()
 
 
 def chunks(store: Store, pack: str, table: str) -> list[str]:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 # Read by Ray when it is imported: a few scalars need no loggers, and trials find relative paths where the user is.
 os.environ |= {
@@ -37,6 +36,7 @@ from orchestrator.preflight import PreflightError
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
 from orchestrator.space import Resources
+from orchestrator.sweep.address import check_address
 from orchestrator.sweep.observer import SweepObserver
 from orchestrator.sweep.placement import settled
 from orchestrator.sweep.progress import Progress
@@ -48,8 +48,8 @@ from orchestrator.sweep.tracking import choose_mode
 from orchestrator.sweep.trial import run_pack
 
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
-#: How long a cluster's address may take to answer.
-_ANSWER_SECONDS = 10
+#: Where Ray unpacks the folder that was sent with a job; it is deleted when the job lets go of Ray.
+_SENT_ALONG = "/runtime_resources/working_dir_files/"
 
 
 class SurroundingsError(RuntimeError):
@@ -79,9 +79,16 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None 
         What ended it, and what failed. Everything else is in the journal and the chunks.
 
     Raises:
-        SurroundingsError: Ray cannot be started or reached, no trial fits on this machine, or the environment asks
-            for a W&B mode that there is not.
+        SurroundingsError: Ray cannot be started or reached, no trial fits on this machine, the run's folder would not
+            outlive the job, or the environment asks for a W&B mode that there is not.
     """
+    if _SENT_ALONG in store.uri:
+        raise SurroundingsError(
+            f"{store.uri} is in the folder that was sent with the job, which Ray deletes at its end: "
+            "give --storage in full"
+        )
+    if _SENT_ALONG in os.getcwd():
+        os.chdir("/")  # Everything is named in full by now, and the folder may go before the results are read.
     wandb = _wandb_mode(plan.spec.wandb.mode)
     journal = Journal(store)
     records = journal.read()
@@ -152,7 +159,7 @@ def _ray(address: str | None) -> Iterator[None]:
         options |= {"address": address}
     try:
         if address is not None:
-            _check_answers(address)
+            check_address(address)
         ray.init(**options)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         doing = "cannot start Ray here" if address is None else f"cannot reach Ray at {address!r}"
@@ -163,17 +170,6 @@ def _ray(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Knock at an address of the form ``host:port``: Ray itself takes minutes to find that nobody is there.
-
-    Raises:
-        OSError: nobody answers.
-    """
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
-    if parts.scheme == "ray" and parts.hostname and parts.port:
-        socket.create_connection((parts.hostname, parts.port), _ANSWER_SECONDS).close()
 
 
 def _settled(plan: Plan, unfinished: list[str], address: str | None) -> Resources:

@@ -2,7 +2,9 @@
 
 import datetime as dt
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +94,7 @@ def test_a_relative_path_means_the_same_after_a_change_of_folder(
 def test_the_uri_of_a_subfolder_keeps_the_options_of_the_address() -> None:
     store = Store(pafs._MockFileSystem(), "bucket/run", "s3://bucket/run?endpoint_override=localhost:9000")
     assert store.sub("a/b").uri == "s3://bucket/run/a/b?endpoint_override=localhost:9000"
+    assert store.sub("a/b").name == "b"
 
 
 # --- files
@@ -137,6 +140,30 @@ def test_a_write_that_dies_leaves_the_old_content_and_nothing_beside_it(
     monkeypatch.undo()
     assert local_store.read_bytes("a") == b"old"
     assert os.listdir(local_store.uri) == ["a"]
+
+
+class Interrupted:
+    """A remote filesystem on which Ctrl-C falls between the opening of a file and its first byte."""
+
+    def __init__(self) -> None:
+        self._inner = pafs._MockFileSystem()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def open_output_stream(self, path: str) -> pa.NativeFile:
+        stream = self._inner.open_output_stream(path)
+        if path.endswith("journal"):
+            signal.raise_signal(signal.SIGINT)
+        return stream
+
+
+def test_ctrl_c_does_not_empty_a_remote_file_that_is_being_written_again() -> None:
+    store = Store(Interrupted(), "bucket/run", "mock://bucket/run")
+    store.write_bytes("a", b"")
+    with pytest.raises(KeyboardInterrupt):
+        store.append_line("journal", b"kept")
+    assert store.read_bytes("journal") == b"kept\n"
 
 
 def test_leftovers_of_a_killed_write_are_not_seen(local_store: Store) -> None:
