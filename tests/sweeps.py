@@ -19,11 +19,17 @@ def environment(home: Path) -> dict[str, str]:
     return kept | {"HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
-def altgrad(*arguments: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def altgrad(*arguments: object, cwd: Path, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with further variables in its environment."""
     command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        cwd=cwd,
+        env=environment(cwd) | variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -26,6 +26,7 @@ RECORD_KINDS: tuple[str, ...] = (
     "reported",
     "lane_ended",
     "pack_failed",
+    "checkpoint_damaged",
     "sweep_ended",
 )
 
@@ -176,7 +177,7 @@ class SweepState:
                     lane.status, lane.reason, lane.message = "failed", "failed", record.get("error")
             case "lane_ended":
                 for lane in (lane for lane in lanes if lane.key == record.get("key")):
-                    _end(lane, record, self.attempts.get(pack))
+                    _end(lane, record, record.get("attempt", self.attempts.get(pack)))
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

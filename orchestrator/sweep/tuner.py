@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import tempfile
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,20 +24,25 @@ os.environ |= {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 import ray
 import torch
 from ray import tune
+from ray._private import utils
 
 import altgrad
 from orchestrator.plan import Plan
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
+from orchestrator.signals import Caught
 from orchestrator.space import Resources
 from orchestrator.sweep.checkpoints import latest_step
+from orchestrator.sweep.departure import Departure
 from orchestrator.sweep.observer import SweepObserver
 from orchestrator.sweep.progress import Progress
+from orchestrator.sweep.retries import kind_of
 from orchestrator.sweep.schedulers import SCHEDULERS
 from orchestrator.sweep.stopping import Asha, group_of
 from orchestrator.sweep.tracking import choose_mode
@@ -53,52 +57,109 @@ class SurroundingsError(RuntimeError):
     """What a sweep needs around it is not there: Ray, room for a trial, a sound environment."""
 
 
+class DiskFullError(SurroundingsError):
+    """There is no room left where the run is kept."""
+
+
 @dataclass(frozen=True)
 class SweepOutcome:
     """How a sweep's run ended."""
 
-    #: The signal that ended it early; None where it ran to its end.
-    signal: signal.Signals | None
+    #: Somebody, or a signal, ended it early.
+    interrupted: bool
     #: The last error of every pack that failed for good.
     failed: dict[str, str]
+    #: The last error of the many in a row that ended it early, see ``max_consecutive_failures``.
+    fatal: str | None
+    #: What is wrong with the checkpoints that were passed over, by folder.
+    damaged: dict[str, str]
 
 
-def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None = None) -> SweepOutcome:
+def run_sweep(plan: Plan, store: Store, progress: Progress, caught: Caught, address: str | None = None) -> SweepOutcome:
     """Run every unfinished pack of a planned sweep.
 
     Args:
         plan: what ``plan.json`` in the store holds.
         store: the run's folder, reachable from every worker.
         progress: hears of everything that happens.
+        caught: knows of the signal that ends it.
         address: of a running Ray cluster; None starts Ray on this machine for as long as the sweep runs.
 
     Returns:
         What ended it, and what failed. Everything else is in the journal and the chunks.
 
     Raises:
-        SurroundingsError: Ray cannot be started or reached, no trial fits on this machine, or the environment asks
-            for a W&B mode that there is not.
+        SurroundingsError: Ray cannot be started or reached, no trial fits on this machine, there is no room left
+            where the run is kept, or the environment asks for a W&B mode that there is not.
     """
     wandb = _wandb_mode(plan.spec.wandb.mode)
     journal = Journal(store)
     records = journal.read()
     state = SweepState.from_records(plan.to_dict(), records)
-    journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": _versions()})
-    observer = SweepObserver(state, journal, progress)
-    progress.say("starting Ray")
-    ended_by = None
-    with _ray(address, plan.spec.resources), _signals() as caught:
-        progress.say("placing the first trials")
-        tuner = _tuner(plan, store, state.unfinished, _refilled(plan, store, state, records), observer, wandb)
-        tuner.fit()
-        progress.say("letting Ray go")
-        # After Ctrl-C `fit` returns as if nothing had happened, with packs that have neither ended nor failed.
-        ended_by = caught.signal or (signal.SIGINT if observer.unfinished else None)
-    journal.append({"event": "sweep_ended", "reason": ended_by.name if ended_by else "finished"})
-    return SweepOutcome(ended_by, observer.failed)
+    observer = SweepObserver(state, journal, progress, plan.spec.max_failures, plan.spec.max_consecutive_failures)
+    departure = Departure(store, caught, observer, progress)
+    with _room(store, observer):
+        journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": _versions()})
+        progress.say("starting Ray")
+        with _ray(address, plan.spec.resources, caught):
+            progress.say("placing the first trials")
+            asha = _refilled(plan, store, state, records)
+            tuner = _tuner(plan, store, state.unfinished, asha, observer, departure, wandb)
+            with departure.answered():
+                tuner.fit()
+            progress.say("letting Ray go")
+        journal.append({"event": "sweep_ended", "reason": _why_it_ended(observer, caught)})
+    fatal = observer.fatal.message if observer.fatal else None
+    return SweepOutcome(_interrupted(observer, caught), observer.failed, fatal, observer.damaged)
 
 
-def _tuner(plan: Plan, store: Store, packs: list[str], asha: Asha, observer: SweepObserver, wandb: str) -> tune.Tuner:
+def _interrupted(observer: SweepObserver, caught: Caught) -> bool:
+    # SIGUSR1 is Tune's own: `fit` returns as if nothing had happened, with packs that have neither ended nor failed.
+    return caught.signal is not None or (bool(observer.unfinished) and observer.fatal is None)
+
+
+def _why_it_ended(observer: SweepObserver, caught: Caught) -> str:
+    if _interrupted(observer, caught):
+        return (caught.signal or signal.SIGINT).name
+    if observer.fatal is None:
+        return "finished"
+    return "disk_full" if observer.fatal.kind == "disk_full" else "failures"
+
+
+@contextmanager
+def _room(store: Store, observer: SweepObserver) -> Iterator[None]:
+    """Say it where the disk of the run is full, whoever came upon it first: a worker, the journal, or Tune.
+
+    Raises:
+        DiskFullError: it is.
+    """
+    full = "no space is left for {}: make room there; nothing that was written is lost"
+    try:
+        yield
+    except (OSError, ray.exceptions.RayError, tune.TuneError) as error:
+        for each in _causes(error):
+            if kind_of(each) == "disk_full":
+                raise DiskFullError(full.format(getattr(each, "filename", None) or store.uri)) from error
+        raise
+    if observer.fatal is not None and observer.fatal.kind == "disk_full":
+        raise DiskFullError(full.format(store.uri))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _tuner(
+    plan: Plan,
+    store: Store,
+    packs: list[str],
+    asha: Asha,
+    observer: SweepObserver,
+    departure: Departure,
+    wandb: str,
+) -> tune.Tuner:
     spec = plan.spec
     rules, metric = spec.early_terminate, spec.metric
     scheduler = SCHEDULERS[rules.type](
@@ -109,6 +170,7 @@ def _tuner(plan: Plan, store: Store, packs: list[str], asha: Asha, observer: Swe
         {pack.pack: pack.cell for pack in plan.packs},
         observer.stopped,
     )
+    scheduler.on_failure, scheduler.is_over = observer.attempt_failed, departure.due
     fixed = {
         "store": store.uri,
         "threads": max(1, int(spec.resources.cpu)),
@@ -124,7 +186,8 @@ def _tuner(plan: Plan, store: Store, packs: list[str], asha: Asha, observer: Swe
             name="ray",
             storage_path=store.uri,
             callbacks=[observer],
-            failure_config=tune.FailureConfig(max_failures=spec.max_failures),
+            # Without limit: `RetryingScheduler` stops those that are given up.
+            failure_config=tune.FailureConfig(max_failures=-1),
             verbose=0,
         ),
     )
@@ -149,7 +212,7 @@ def _refilled(plan: Plan, store: Store, state: SweepState, records: Iterable[Map
 
 
 @contextmanager
-def _ray(address: str | None, resources: Resources) -> Iterator[None]:
+def _ray(address: str | None, resources: Resources, caught: Caught) -> Iterator[None]:
     """Ray for the length of a sweep: its own on this machine, or the cluster at an address."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -159,18 +222,33 @@ def _ray(address: str | None, resources: Resources) -> Iterator[None]:
     try:
         if address is not None:
             _check_answers(address)
-        ray.init(**options)
+        with _sigterm_stays_ours(), caught.patience():
+            ray.init(**options)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         doing = "cannot start Ray here" if address is None else f"cannot reach Ray at {address!r}"
         raise SurroundingsError(f"{doing}: {error}") from error
+    caught.listen()  # Ray's native code has put its own answer in place
     # A failed pack is in the journal, with its reason; the whole traceback is in its ``error.txt``.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
+        if caught.signal is not None:
+            raise KeyboardInterrupt
         if address is None:
             _check_room(resources)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_stays_ours() -> Iterator[None]:
+    """While it starts, Ray would answer SIGTERM with an exit in the middle of whatever is done."""
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
 
 
 def _check_answers(address: str) -> None:
@@ -196,29 +274,6 @@ def _check_room(resources: Resources) -> None:
             raise SurroundingsError(
                 f"each pack asks for {asked:g} {kind}s (resources.{name}), this machine has {there.get(kind, 0):g}"
             )
-
-
-class _Caught:
-    """The signal that asked the sweep to end, if one did."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-
-@contextmanager
-def _signals() -> Iterator[_Caught]:
-    """SIGTERM ends a sweep as the first Ctrl-C does: Tune lets trials go and the journal is closed."""
-    caught = _Caught()
-
-    def ask_to_end(number: int, frame: types.FrameType | None) -> None:
-        caught.signal = signal.Signals(number)
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, ask_to_end)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _folder_name(trial: Any) -> str:
