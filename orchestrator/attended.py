@@ -10,11 +10,13 @@ from rich.live import Live
 
 from orchestrator.plan import Plan
 from orchestrator.results.consolidate import consolidate
-from orchestrator.results.journal import SweepState
+from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.matrix import matrix, savings
+from orchestrator.results.rebuild import missing_records
 from orchestrator.results.regret import regret
 from orchestrator.results.render import render
 from orchestrator.results.store import Store
+from orchestrator.signals import Caught, caught_signals
 from orchestrator.sweep.progress import Progress
 from orchestrator.terminal import ENVIRONMENT, FAILED_TRIALS, INTEGRITY, OK, complain, err, out, say, say_damaged
 
@@ -25,37 +27,63 @@ def run_attended(planned: Plan, store: Store, state: SweepState, address: str | 
     Returns:
         The exit code of the command.
     """
+    state = _completed(planned, store, state)
     if not state.unfinished:
         say(f"all trials of {store.uri} have ended; nothing is left to run")
         return conclude(store)
     ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
     progress = Progress(planned, ended)
-    with _shown(progress):
-        progress.say("loading PyTorch and Ray")
-        from orchestrator.sweep.tuner import SurroundingsError, run_sweep
-
+    with caught_signals() as caught, _shown(progress):
         try:
-            outcome = run_sweep(planned, store, progress, address or None)
-        except SurroundingsError as error:
-            complain(error)
-            return ENVIRONMENT
+            progress.say("loading PyTorch and Ray")
+            from orchestrator.sweep.found import found
+            from orchestrator.sweep.surroundings import DiskFullError, SurroundingsError
+            from orchestrator.sweep.tuner import run_sweep
+
+            for line in found(store, state):
+                say(f"found: {line}")
+            try:
+                outcome = run_sweep(planned, store, progress, caught, address or None)
+            except SurroundingsError as error:
+                complain(error)
+                if isinstance(error, DiskFullError):
+                    say(f"then go on with: {command('resume', store)}")
+                return ENVIRONMENT
         except KeyboardInterrupt:
-            _say_how_to_resume(store)
-            return 128 + signal.SIGINT
+            return _interrupted(store, caught)
     code = conclude(store)
+    for folder, why in outcome.damaged.items():
+        say(f"damaged, passed over: {folder}: {why}")
     cells = {pack.pack: pack.cell for pack in planned.packs}
     for pack, why in outcome.failed.items():
         say(f"failed: {cells[pack]} ({pack}): {why}")
-    if outcome.signal is not None:
-        _say_how_to_resume(store)
-        return 128 + outcome.signal
+    if outcome.interrupted:
+        return _interrupted(store, caught)
+    if outcome.fatal is not None:
+        limit = planned.spec.max_consecutive_failures
+        say(f"ended: {limit} attempts in a row failed (max_consecutive_failures), the last with {outcome.fatal}")
     if outcome.failed:
         say(f"try them again with: {command('resume', store)}")
     return FAILED_TRIALS if outcome.failed else code
 
 
-def _say_how_to_resume(store: Store) -> None:
+def _completed(planned: Plan, store: Store, state: SweepState) -> SweepState:
+    """Where the sweep stands once its journal has what it lacked; says what was found."""
+    journal = Journal(store)
+    missing = missing_records(store, planned.to_dict(), journal.read())
+    if journal.skipped:
+        say(f"found: lines of the journal that cannot be read: {journal.skipped}; left out")
+    if not missing:
+        return state
+    for record in missing:
+        journal.append(record)
+    say(f"found: records that the journal lacked: {len(missing)}; written again from what the packs left")
+    return SweepState.from_records(planned.to_dict(), journal.read())
+
+
+def _interrupted(store: Store, caught: Caught) -> int:
     say(f"interrupted; go on with: {command('resume', store)}")
+    return 128 + (caught.signal or signal.SIGINT)
 
 
 def command(name: str, store: Store) -> str:

@@ -20,12 +20,18 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def altgrad(
-    *arguments: object, cwd: Path, timeout: float = 120, env: Mapping[str, str] | None = None
+    *arguments: object, cwd: Path, timeout: float = 120, env: Mapping[str, str] | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end, with further variables in its environment."""
     command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=env or environment(cwd), capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        cwd=cwd,
+        env={**(env or environment(cwd)), **variables},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -203,9 +203,8 @@ def described(page: Path) -> dict[str, str]:
 SPACES_PAGE = described(ROOT / "docs" / "search_spaces.md")
 SPEC = SweepSpec("x", (), {}, (), {}).to_dict()
 SECTIONS = ("metric", "early_terminate", "resources", "wandb")
-DEFAULTS = dict(RUN_FIELDS) | flatten(
-    {key: SPEC[key] for key in (*SECTIONS, "description", "method", "run_cap", "max_failures", "exclude")}
-)
+SCALARS = ("description", "method", "run_cap", "max_failures", "max_consecutive_failures", "exclude")
+DEFAULTS = dict(RUN_FIELDS) | flatten({key: SPEC[key] for key in (*SECTIONS, *SCALARS)})
 
 
 def test_every_key_of_a_search_space_is_described():

@@ -3,14 +3,16 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweeps import SMOKE, altgrad, environment, query, records
+from sweeps import SMOKE, altgrad, environment, interrupt, query, records
 
 STEPS = 300
 SPACE = f"""\
@@ -67,6 +69,11 @@ def test_a_pack_that_cannot_be_run_does_not_hold_up_the_others(
     attempts = [record["pack"] for record in records(run) if record["event"] == "pack_started"]
     assert sorted(attempts.count(pack) for pack in set(attempts)) == [1, 2], "it was tried again once"
     assert records(run)[-1]["reason"] == "finished"
+    failures = [(record["kind"], record["again"]) for record in records(run) if record["event"] == "pack_failed"]
+    assert failures == [("application", True), ("application", False)]
+    told = sorted(run.glob("packs/*/attempt-*/error.txt"))
+    assert [file.parent.name for file in told] == ["attempt-1", "attempt-2"]
+    assert all(file.read_text().startswith("Traceback") for file in told)
 
 
 def test_a_failure_is_a_line_with_its_reason_and_no_traceback(
@@ -83,7 +90,9 @@ def test_a_failure_is_a_line_with_its_reason_and_no_traceback(
 
 
 @pytest.fixture(scope="module")
-def repaired(broken: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+def gone_on(
+    broken: tuple[Path, subprocess.CompletedProcess[str]],
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The same sweep, its plan put right, gone on with to the end."""
     run, _ = broken
     plan = run / "plan.json"
@@ -93,7 +102,21 @@ def repaired(broken: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
     plan.write_text(plan.read_text().replace("E4M4", "E4M3"))
     resumed = altgrad("resume", run, cwd=run.parent)
     assert resumed.returncode == 0, resumed.stderr
-    return run
+    return run, resumed
+
+
+@pytest.fixture(scope="module")
+def repaired(gone_on: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    return gone_on[0]
+
+
+def test_resume_tells_what_it_found(gone_on: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    found = [line for line in gone_on[1].stderr.splitlines() if line.startswith("found: ")]
+    assert found == [
+        "found: 2 of 4 trials ended, 1 pack starts",
+        "found: 1 of these packs had failed and gets another chance",
+        "found: Ray's own state is whole; it is not used",
+    ]
 
 
 def test_what_failed_gets_another_chance_and_what_had_ended_is_not_run_again(repaired: Path) -> None:
@@ -103,20 +126,41 @@ def test_what_failed_gets_another_chance_and_what_had_ended_is_not_run_again(rep
     assert trials == {"n": 4, "step": STEPS}
 
 
-def test_workers_that_are_killed_are_replaced_and_nothing_is_lost(repaired: Path, tmp_path: Path) -> None:
+def test_a_run_whose_journal_is_gone_stands_where_it_stood(repaired: Path, tmp_path: Path) -> None:
+    run = tmp_path / "fragile"
+    shutil.copytree(repaired, run)
+    (run / "journal.jsonl").unlink()
+    resumed = altgrad("resume", run, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "found: records that the journal lacked: " in resumed.stderr
+    assert "nothing is left to run" in resumed.stderr
+    trials = "SELECT key, status, reason, step, val_loss, attempts FROM trials ORDER BY key"
+    assert query(run, trials) == query(repaired, trials)
+
+
+def new_checkpoints(run: Path, attempt: int, process: subprocess.Popen[str]) -> list[Path]:
+    """Wait for the first complete checkpoints of any pack's attempt."""
+    deadline = time.monotonic() + 90
+    while not (kept := list(run.glob(f"packs/*/attempt-{attempt}/checkpoint-*/checkpoint.json"))):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no checkpoints"
+        time.sleep(0.02)
+    return kept
+
+
+def test_workers_that_are_killed_are_replaced_as_often_as_it_takes_and_nothing_is_lost(
+    repaired: Path, tmp_path: Path
+) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     run = tmp_path / "runs" / "fragile"
-    command = [sys.executable, "-m", "orchestrator.cli", "sweep", "space.yaml"]
+    command = [sys.executable, "-m", "orchestrator.cli", "sweep", "space.yaml", "max_failures=0"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline = time.monotonic() + 90
-        while not (kept := list(run.glob("packs/*/attempt-1/checkpoint-*/checkpoint.json"))):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "no checkpoints"
-            time.sleep(0.02)
-        for worker in workers(process.pid):
-            os.kill(worker, signal.SIGKILL)
+        for attempt in (1, 2):
+            kept = new_checkpoints(run, attempt, process)
+            for worker in workers(process.pid):
+                os.kill(worker, signal.SIGKILL)
         while_it_runs = [altgrad(*words, run, cwd=tmp_path) for words in (["status"], ["matrix"])]
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
@@ -127,11 +171,65 @@ def test_workers_that_are_killed_are_replaced_and_nothing_is_lost(repaired: Path
     assert "raylet" not in stdout
 
     hit = kept[0].parents[2].name
-    assert hit in [record["pack"] for record in records(run) if record["event"] == "pack_failed"]
-    again = [r for r in records(run) if r["event"] == "reported" and r["pack"] == hit and r["attempt"] == 2]
+    failures = [record for record in records(run) if record["event"] == "pack_failed"]
+    assert sum(record["pack"] == hit for record in failures) == 2
+    assert {(record["kind"], record["again"]) for record in failures} == {("lost", True)}
+    again = [r for r in records(run) if r["event"] == "reported" and r["pack"] == hit and r["attempt"] == 3]
     assert again[0]["step"] > 50, "the new attempt began at a checkpoint"
     ended = [record["key"] for record in records(run) if record["event"] == "lane_ended"]
     assert len(ended) == len(set(ended)) == 4
+    for table in ("steps", "layers"):
+        rows = f"SELECT * EXCLUDE (pack, attempt) FROM {table} ORDER BY ALL"
+        assert query(run, rows) == query(repaired, rows)
+
+
+def test_a_machine_without_memory_is_said_to_be_one_and_a_sweep_that_only_fails_is_ended(tmp_path: Path) -> None:
+    """Ray kills every worker where a thousandth of the memory is in use."""
+    (tmp_path / "space.yaml").write_text(SPACE)
+    overrides = ["format=fp32", "max_consecutive_failures=2"]
+    ended = altgrad("sweep", "space.yaml", *overrides, cwd=tmp_path, RAY_memory_usage_threshold="0.001")
+    assert ended.returncode == 3, ended.stderr
+    assert "the machine's memory is full though the pack ran alone: train fewer lanes" in ended.stderr
+    assert "ended: 2 attempts in a row failed (max_consecutive_failures), the last with " in ended.stderr
+    assert f"altgrad resume {tmp_path}/runs/fragile" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    journal = records(tmp_path / "runs" / "fragile")
+    failures = [(record["kind"], record["again"]) for record in journal if record["event"] == "pack_failed"]
+    assert failures == [("host_memory", True), ("host_memory", False)]
+    assert journal[-1]["reason"] == "failures"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small filesystem: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_a_sweep_and_what_was_written_is_read_and_gone_on_with(
+    small_disk: Path, repaired: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    run = small_disk / "fragile"
+    ended = altgrad("sweep", "space.yaml", "--storage", small_disk, cwd=tmp_path)
+    assert ended.returncode == 4, ended.stderr
+    assert f"error: no space is left for {run}" in ended.stderr
+    assert f"altgrad resume {run}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len([record for record in records(run) if record["event"] == "pack_failed"]) <= 2, "it ended at once"
+    subprocess.run(["mount", "-o", "remount,size=32m", str(small_disk)], check=True)
+    assert altgrad("matrix", run, cwd=tmp_path).returncode == 0
+    (steps,) = query(run, "SELECT count(*) AS n, count(DISTINCT (key, step)) AS d FROM steps")
+    assert 0 < steps["n"] == steps["d"]
+    resumed = altgrad("resume", run, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
     for table in ("steps", "layers"):
         rows = f"SELECT * EXCLUDE (pack, attempt) FROM {table} ORDER BY ALL"
         assert query(run, rows) == query(repaired, rows)
@@ -188,6 +286,28 @@ def test_surroundings_that_are_not_fit_are_named(options: list[str], expected: s
     assert "Traceback" not in refused.stderr
 
 
+def test_sigterm_saves_checkpoints_though_none_is_due(tmp_path: Path) -> None:
+    """A cluster's notice that the machine goes."""
+    (tmp_path / "space.yaml").write_text(SPACE)
+    run = tmp_path / "runs" / "fragile"
+    arguments = ["sweep", "space.yaml", "checkpoint_interval=100000"]
+    ended = interrupt(arguments, run, [signal.SIGTERM], reports=3, cwd=tmp_path)
+    assert ended.returncode == 143, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"go on with: altgrad resume {run}" in ended.stderr
+    last: dict[str, int] = {}
+    for record in records(run):
+        if record["event"] == "reported":
+            last[record["pack"]] = record["step"]
+    kept = {
+        file.parents[2].name: int(file.parent.name[-8:]) for file in sorted(run.glob("packs/*/*/*/checkpoint.json"))
+    }
+    assert kept
+    assert all(last[pack] - step <= 10 for pack, step in kept.items()), "one more report may have come meanwhile"
+    assert not (run / "checkpoint_now").exists()
+    assert records(run)[-1]["reason"] == "SIGTERM"
+
+
 @pytest.mark.parametrize("command", [["status"], ["resume"], ["matrix"], ["consolidate"], ["query", "SELECT 1"]])
 def test_a_run_whose_plan_is_garbled_is_damaged(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "runs/x").mkdir(parents=True)
@@ -213,6 +333,24 @@ def test_ctrl_c_while_planning_is_an_interruption(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert said.decode().strip() == "interrupted"
     assert not (tmp_path / "runs").exists()
+
+
+def test_sigterm_while_ray_starts_is_an_interruption(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    command = [sys.executable, "-m", "orchestrator.cli", "sweep", "space.yaml"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 90
+        while not records(tmp_path / "runs" / "fragile"):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "the sweep does not begin"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    assert f"go on with: altgrad resume {tmp_path}/runs/fragile" in said
 
 
 def test_a_run_without_rows_yet_can_be_asked(tmp_path: Path) -> None:

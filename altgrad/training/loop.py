@@ -30,6 +30,7 @@ def train(
     corpus: Corpus | None = None,
     device: torch.device | str = "cpu",
     save: Save | None = None,
+    wanted: Callable[[], bool] | None = None,
     resume: Checkpoint | None = None,
 ) -> None:
     """Train lanes side by side, from the start or from a checkpoint, until all are done or ended.
@@ -41,6 +42,7 @@ def train(
         corpus: read from the configs where not given.
         device: where to train.
         save: called with checkpoints, after a report.
+        wanted: asked after a report whether there is to be a checkpoint though none is due.
         resume: a checkpoint to go on from.
 
     Raises:
@@ -69,7 +71,7 @@ def train(
             lanes = lanes.without(ended, by_key)
         # Due where an interval has passed since the last report.
         due = config.checkpoint_interval and step % config.checkpoint_interval < config.report_interval
-        if save is not None and due and step < config.steps:
+        if save is not None and step < config.steps and ((wanted is not None and wanted()) or due):
             save(Checkpoint(step, lanes.keys, {name: tensor.clone() for name, tensor in lanes.tensors().items()}))
 
 

@@ -28,6 +28,7 @@ RECORD_KINDS: tuple[str, ...] = (
     "lane_ended",
     "lane_audited",
     "pack_failed",
+    "checkpoint_damaged",
     "sweep_ended",
 )
 
@@ -181,11 +182,11 @@ class SweepState:
                     lane.status, lane.reason, lane.message = "failed", "failed", record.get("error")
             case "lane_ended":
                 for lane in (lane for lane in lanes if lane.key == record.get("key")):
-                    _end(lane, record, self.attempts.get(pack))
+                    _end(lane, record, record.get("attempt", self.attempts.get(pack)))
             case "lane_audited":
                 for lane in (lane for lane in lanes if lane.key == record.get("key")):
                     if lane.audited is None or record["step"] < lane.audited["step"]:
-                        lane.audited = _decided(record, self.attempts.get(pack))
+                        lane.audited = _decided(record, record.get("attempt", self.attempts.get(pack)))
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -46,7 +46,8 @@ def read_spec(source: Source, replaced: Mapping[str, Sequence[Any]] | None = Non
         source.problem((), f"expected keys and values, got {shown(source.data)}")
     source.check()
     known_only(source, (), source.data, SPEC_KEYS)
-    top = _read_name(source) | _scalars(source, ("description", "method", "seed", "run_cap", "max_failures"))
+    scalars = ("description", "method", "seed", "run_cap", "max_failures", "max_consecutive_failures")
+    top = _read_name(source) | _scalars(source, scalars)
     top |= {key: _section(source, key) for key in ("metric", "early_terminate", "resources", "wandb")}
     parameters = _parameters(source)
     run = _run(source, [parameter.name for parameter in parameters])

@@ -180,8 +180,10 @@ class SweepSpec:
     run_cap: int | None = field(default=None, metadata={"least": 1})
     resources: Resources = field(default_factory=Resources)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    #: Times that Ray starts a failed pack again.
+    #: How often a pack is tried again after an error of the program; a worker that was lost is always replaced.
     max_failures: int = field(default=2, metadata={"least": 0})
+    #: Attempts that fail in a row, all packs together and none coming further, that end the sweep; 0 is no limit.
+    max_consecutive_failures: int = field(default=10, metadata={"least": 0})
     #: What was added to the file's own words, as sentences for whoever runs it.
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -208,6 +210,7 @@ class SweepSpec:
             "resources": dataclasses.asdict(self.resources),
             "wandb": dataclasses.asdict(self.wandb),
             "max_failures": self.max_failures,
+            "max_consecutive_failures": self.max_consecutive_failures,
         }
 
 

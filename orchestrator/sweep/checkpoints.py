@@ -1,46 +1,73 @@
 """Where a pack's checkpoints lie, which one is good, and how many are kept."""
 
-import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from altgrad.training.checkpoint import Checkpoint, CheckpointError, from_files, to_files
 from orchestrator.results.store import Store
 
-logger = logging.getLogger(__name__)
-
 #: Checkpoints kept of each pack: the newest, and one to fall back on.
 KEPT = 2
-_NAME = re.compile(r"/attempt-(\d+)/checkpoint-(\d+)/checkpoint\.json$")
+#: A file in the run's folder: packs that see it at a report save a checkpoint.
+ASKED = "checkpoint_now"
+_FOLDER = re.compile(r"(.*/attempt-(\d+)/checkpoint-(\d+))/([^/]+)")
+#: The file that is written last.
+_LAST = "checkpoint.json"
 
 
-def save_checkpoint(store: Store, pack: str, attempt: int, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, the file that makes it complete last, and delete those that are no longer needed."""
+class Latest(NamedTuple):
+    """The checkpoint to go on from, and those that were passed over for it."""
+
+    #: None where there is none that is whole.
+    checkpoint: Checkpoint | None
+    #: What is wrong with each newer one, by its folder.
+    damaged: dict[str, str]
+
+
+def save_checkpoint(
+    store: Store, pack: str, attempt: int, checkpoint: Checkpoint, damaged: Collection[str] = ()
+) -> None:
+    """Write a checkpoint, the file that makes it complete last, and delete those that are no longer needed.
+
+    Args:
+        store: The run's folder.
+        pack: Whose checkpoint it is.
+        attempt: The attempt that came to it.
+        checkpoint: What to write.
+        damaged: Folders of checkpoints that were found damaged: they go, and do not count as something to fall back on.
+    """
     folder = f"packs/{pack}/attempt-{attempt}/checkpoint-{checkpoint.step:08d}"
     for name, data in to_files(checkpoint).items():
         store.write_bytes(f"{folder}/{name}", data)
-    for _, old in list(_complete(store, pack))[KEPT:]:
+    kept = [other for _, other in _complete(store, pack) if other not in damaged][:KEPT]
+    for old in {match[1] for match in _files(store, pack)}.difference(kept):
         store.delete(old)
 
 
-def latest_checkpoint(store: Store, pack: str) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a warning."""
+def latest_checkpoint(store: Store, pack: str) -> Latest:
+    """The newest checkpoint that is whole; its content is held against its hash, and nothing of it is executed."""
+    damaged: dict[str, str] = {}
     for _, folder in _complete(store, pack):
-        names = [path for path in store.list(folder) if not path.endswith(".tmp")]
         try:
-            return from_files({path.rsplit("/", 1)[1]: store.read_bytes(path) for path in names})
-        except CheckpointError as error:
-            logger.warning("%s is passed over: %s", folder, error)
-    return None
+            files = {path.rsplit("/", 1)[1]: store.read_bytes(path) for path in store.list(folder)}
+            return Latest(from_files(files), damaged)
+        except (CheckpointError, OSError) as error:
+            damaged[folder] = str(error)
+    return Latest(None, damaged)
 
 
 def latest_step(store: Store, pack: str) -> int:
-    """The step of the newest complete checkpoint, 0 where there is none."""
+    """The step of the newest complete checkpoint, 0 where there is none. Its content is not looked at."""
     return next((step for step, _ in _complete(store, pack)), 0)
 
 
 def _complete(store: Store, pack: str) -> Iterator[tuple[int, str]]:
     """Step and folder of every complete checkpoint, newest first; of equal steps the latest attempt's."""
-    paths = store.list(f"packs/{pack}")
-    found = [(int(name[2]), int(name[1]), path.rsplit("/", 1)[0]) for path in paths if (name := _NAME.search(path))]
+    found = [(int(match[3]), int(match[2]), match[1]) for match in _files(store, pack) if match[4] == _LAST]
     yield from ((step, folder) for step, _, folder in sorted(found, reverse=True))
+
+
+def _files(store: Store, pack: str) -> list[re.Match[str]]:
+    """The path of every file of a checkpoint."""
+    return [match for path in store.list(f"packs/{pack}") if (match := _FOLDER.fullmatch(path))]

@@ -1,28 +1,39 @@
 """What the driver hears from Ray Tune, written to the journal and shown to the person watching."""
 
 import dataclasses
-import re
 import textwrap
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.sweep.progress import Progress
+from orchestrator.sweep.retries import ADVICE, Action, Brake, Failure, Kind, decide, failure_from
 from orchestrator.sweep.stopping import Decision
 
-#: Characters of an error in the journal; all of it is in Tune's ``error.txt``.
+#: Characters of an error in the journal; all of it is in the attempt's ``error.txt``.
 _LONGEST_ERROR = 300
 
 
-class SweepObserver(Callback):
-    """Turns Tune's callbacks and the scheduler's stops into journal records."""
+class SweepObserver(TrialProgressCallback):
+    """Turns Tune's callbacks and the scheduler's stops into journal records.
 
-    def __init__(self, state: SweepState, journal: Journal, progress: Progress) -> None:
+    It is told of progress in the place of Tune's own callback, which prints.
+    """
+
+    def __init__(
+        self, state: SweepState, journal: Journal, progress: Progress, max_failures: int, max_consecutive_failures: int
+    ) -> None:
+        """The limits are those of `SweepSpec`."""
+        super().__init__()
         self._journal, self._progress = journal, progress
+        self._max_failures, self._brake = max_failures, Brake(max_consecutive_failures)
+        #: Kinds of the failures of each pack.
+        self._failures: dict[str, list[Kind]] = defaultdict(list)
         #: Keys of the lanes that have not ended, by pack.
         self._living: dict[str, list[str]] = {pack: [] for pack in state.unfinished}
         #: Reason and step of every lane's end, by key; and of those that an audit spared, by key and True.
@@ -37,6 +48,14 @@ class SweepObserver(Callback):
         self._stops: dict[str, Decision] = {}
         #: The last error of every pack that failed and has not been started again.
         self.failed: dict[str, str] = {}
+        #: Packs that have a worker.
+        self.running: set[str] = set()
+        #: Packs that saved a checkpoint because they were asked to.
+        self.saved: set[str] = set()
+        #: The failure that ended the whole sweep, if one did.
+        self.fatal: Failure | None = None
+        #: What is wrong with the checkpoints that were passed over, by folder.
+        self.damaged: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles callbacks with its own state, which is never restored."""
@@ -51,6 +70,8 @@ class SweepObserver(Callback):
         """A pack was placed."""
         pack = trial.config["pack"]
         self.failed.pop(pack, None)
+        self.running.add(pack)
+        self._brake.started(pack)
         self._journal.append({"event": "pack_started", "pack": pack})
         self._progress.started(pack)
 
@@ -58,9 +79,16 @@ class SweepObserver(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """A pack reported. The scheduler has decided on it by now, but lanes that ended by themselves come first."""
+        pack = trial.config["pack"]
+        if "saved" in result:
+            self.saved.add(pack)
         if "step" not in result:
             return
-        pack = trial.config["pack"]
+        self._brake.reported(pack, result["step"])
+        for damage in result["damaged"]:
+            if self.damaged.get(damage["checkpoint"]) != damage["message"]:
+                self.damaged[damage["checkpoint"]] = damage["message"]
+                self._journal.append({"event": "checkpoint_damaged", "pack": pack, **damage})
         metrics = {name: result[name] for name in ("loss", "val_loss", "warnings", "lanes") if name in result}
         self._journal.append(
             {
@@ -84,27 +112,43 @@ class SweepObserver(Callback):
         self._stops[pack] = decision
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A pack ran out of steps or lanes, or was stopped."""
+        """A pack ran out of steps or lanes, was stopped, or given up."""
+        self.running.discard(trial.config["pack"])
         self._progress.left(trial.config["pack"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A pack failed and Tune gave it up."""
-        self._fail(trial)
+        """Tune gave a pack up; it asked `attempt_failed` before."""
+        self._gave_up(trial.config["pack"])
+
+    def attempt_failed(self, trial: Trial) -> Action:
+        """An attempt failed; what is to be done about it."""
         pack = trial.config["pack"]
+        failure = _failure(trial)
+        self.running.discard(pack)
+        self._failures[pack].append(failure.kind)
+        self._brake.failed(pack, failure.kind)
+        action = decide(self._failures[pack], self._max_failures)
+        advice = ADVICE.get(failure.kind) if action == "give_up" else None
+        message = f"{advice} ({failure.message})" if advice else failure.message
+        if self._brake.pulled:
+            action = "end_sweep"
+        self.failed[pack] = textwrap.shorten(message, _LONGEST_ERROR, placeholder=" ...")
+        again = action in ("retry", "retry_alone")
+        if action == "end_sweep":
+            self.fatal = Failure(failure.kind, self.failed[pack])
+        self._journal.append(
+            {"event": "pack_failed", "pack": pack, "kind": failure.kind, "again": again, "error": self.failed[pack]}
+        )
+        if again:
+            self._progress.retried(pack, self.failed[pack])
+        else:
+            self._gave_up(pack)
+        return action
+
+    def _gave_up(self, pack: str) -> None:
         for key in self._living[pack]:
             self._progress.ended(key, "failed")
         self._progress.left(pack)
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A pack failed and Tune will try again."""
-        self._fail(trial)
-        pack = trial.config["pack"]
-        self._progress.retried(pack, self.failed[pack])
-
-    def _fail(self, trial: Trial) -> None:
-        pack = trial.config["pack"]
-        self.failed[pack] = _last_line(trial)
-        self._journal.append({"event": "pack_failed", "pack": pack, "error": self.failed[pack]})
 
     def _end(self, pack: str, end: Mapping[str, Any]) -> None:
         """Record an end, or that the audit spared it, once.
@@ -125,14 +169,10 @@ class SweepObserver(Callback):
         self._progress.ended(key, end["reason"])
 
 
-def _last_line(trial: Trial) -> str:
-    """The error as one line: the last of its traceback.
+def _failure(trial: Trial) -> Failure:
+    """What Tune wrote down of a pack's last error.
 
     Read from the driver's own file, because `Trial.get_error` looks where Tune copies that file to some seconds later.
     """
     path = Path(trial.error_file or "")
-    lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
-    if not lines:
-        return "unknown error"
-    without_modules = re.sub(r"^(\w+\.)+(?=\w+(: |$))", "", lines[-1].strip())
-    return textwrap.shorten(without_modules, _LONGEST_ERROR, placeholder=" ...")
+    return failure_from(path.read_text(encoding="utf-8") if path.is_file() else "")

@@ -5,16 +5,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from orchestrator.sweep.rungs import judge
 from orchestrator.sweep.stopping import Asha, Decision, group_of
+from orchestrator.sweep.survival import RetryingScheduler
 
 #: Told of every stop, and of every audited one that is not carried out: the pack's id and the decision.
 OnDecision = Callable[[str, Decision], None]
 
 
-class AshaScheduler(FIFOScheduler):
+class AshaScheduler(RetryingScheduler):
     """Runs packs in the order given and stops those that `Asha` gives up, the audited excepted.
 
     A Tune trial's config names its pack under ``pack``; its results carry ``step``, and the metric while a lane of it
@@ -73,6 +74,7 @@ class AshaScheduler(FIFOScheduler):
         """
         if self._on_decision is None:
             raise RuntimeError("this scheduler was unpickled and has nobody to tell of its stops: call attach() first")
+        super().on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         """Stop the pack or let it go on."""
@@ -97,17 +99,17 @@ class AshaScheduler(FIFOScheduler):
         return f"Asha on {self._judged_metric}: {len(self.asha.stopped)} packs stopped, rungs {self.asha.rungs}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_on_decision": None}
+        return {**super().__getstate__(), "_on_decision": None}
 
 
 def _run_all(
     asha: Asha, metric: str, mode: str, scope: str, cells: Mapping[str, str], on_decision: OnDecision
-) -> FIFOScheduler:
-    return FIFOScheduler()
+) -> RetryingScheduler:
+    return RetryingScheduler()
 
 
 #: Scheduler of each ``early_terminate.type``; all take what `AshaScheduler` takes.
-SCHEDULERS: dict[str, Callable[[Asha, str, str, str, Mapping[str, str], OnDecision], FIFOScheduler]] = {
+SCHEDULERS: dict[str, Callable[[Asha, str, str, str, Mapping[str, str], OnDecision], RetryingScheduler]] = {
     "asha": AshaScheduler,
     "none": _run_all,
 }

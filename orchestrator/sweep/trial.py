@@ -1,7 +1,9 @@
 """What runs on a worker: one pack of lanes, from its plan to its rows. The only file that reports to Ray Tune."""
 
+import contextlib
 import dataclasses
 import time
+import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -19,10 +21,11 @@ from altgrad.training.metrics import Rows
 from orchestrator.corpus import corpus_of
 from orchestrator.results.journal import load_plan
 from orchestrator.results.store import ChunkWriter, Store, next_attempt
-from orchestrator.sweep.checkpoints import latest_checkpoint, save_checkpoint
+from orchestrator.sweep.checkpoints import ASKED, Latest, latest_checkpoint, save_checkpoint
 from orchestrator.sweep.control import ControlRanks
 from orchestrator.sweep.halving import nuisance_setting
 from orchestrator.sweep.pack_rules import PackRules
+from orchestrator.sweep.retries import PackError, words_of
 from orchestrator.sweep.stopping import Decision, LanePolicy
 from orchestrator.sweep.tracking import Tracker
 from orchestrator.sweep.verdicts import LaneJudge, Verdict, event_columns, lane_rows
@@ -36,19 +39,30 @@ def run_pack(config: Mapping[str, Any]) -> None:
             ``wandb_folder``.
 
     Raises:
-        CorpusError: this machine's corpus is not the one that was planned.
+        PackError: the pack could not be trained. The whole traceback is in the attempt's ``error.txt``.
     """
     torch.set_num_threads(config["threads"])
     store = Store.open(config["store"])
+    attempt = next_attempt(store, config["pack"])
+    try:
+        _train_pack(config, store, attempt)
+    except Exception as error:
+        # Where the disk is full there is no room to say so.
+        with contextlib.suppress(OSError):
+            store.write_bytes(f"packs/{config['pack']}/attempt-{attempt}/error.txt", traceback.format_exc().encode())
+        raise PackError(words_of(error)) from error
+
+
+def _train_pack(config: Mapping[str, Any], store: Store, attempt: int) -> None:
     plan = load_plan(store)
     pack = next(pack for pack in plan["packs"] if pack["pack"] == config["pack"])
     lanes = {lane["key"]: RunConfig.from_dict(lane["config"]) for lane in pack["lanes"]}
     corpus = _checked_corpus(next(iter(lanes.values())), plan["corpus"])
-    resume = latest_checkpoint(store, pack["pack"])
+    found = latest_checkpoint(store, pack["pack"])
     wandb = plan["space"]["wandb"]
     tracker = Tracker(config["wandb"], Path(config["wandb_folder"]), wandb["project"], wandb["entity"], plan["name"])
     try:
-        run = PackRun(store, plan, pack, lanes, tracker, resume)
+        run = PackRun(store, plan, pack, attempt, lanes, tracker, found)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         train(
             list(lanes.values()),
@@ -57,7 +71,8 @@ def run_pack(config: Mapping[str, Any]) -> None:
             corpus=corpus,
             device=device,
             save=run.save,
-            resume=resume,
+            wanted=run.checkpoint_wanted,
+            resume=found.checkpoint,
         )
     finally:
         tracker.close()
@@ -83,13 +98,17 @@ class PackRun:
         store: Store,
         plan: Mapping[str, Any],
         pack: Mapping[str, Any],
+        attempt: int,
         lanes: Mapping[str, RunConfig],
         tracker: Tracker,
-        resume: Checkpoint | None,
+        found: Latest,
     ) -> None:
         self._store, self._pack, self._lanes, self._tracker = store, pack["pack"], lanes, tracker
-        self._attempt = next_attempt(store, self._pack)
-        self._writer = ChunkWriter(store, self._pack, self._attempt)
+        self._attempt = attempt
+        self._writer = ChunkWriter(store, self._pack, attempt)
+        #: What is wrong with the checkpoints that were passed over, by folder.
+        self._damaged = found.damaged
+        resume = found.checkpoint
         self._metric = plan["metric"]["name"]
         self._started = time.monotonic()
         #: Steps done before this attempt.
@@ -97,6 +116,8 @@ class PackRun:
         #: Ends of lanes and audits, as records: those that the checkpoint remembers, for a journal that lost them, and
         #: later ones.
         self._ended: list[dict[str, Any]] = list(resume.extra.get("ended", ())) if resume else []
+        #: The driver asked for a checkpoint: from then on every report has one.
+        self._asked = False
         audited = [end["key"] for end in self._ended if end.get("audited")]
         self._rules = PackRules(plan, pack, lanes, self._done, audited)
         rules = plan["space"]["early_terminate"]
@@ -147,6 +168,7 @@ class PackRun:
             "warnings": sum(len(check.warnings) for v in verdicts.values() for check in v.report.rank_checks),
             "alive": list(self._judges),
             "ended": list(self._ended),
+            "damaged": [{"checkpoint": folder, "message": why} for folder, why in self._damaged.items()],
         }
         mean = self._rules.mean({key: getattr(verdicts[key].report, self._metric) for key in self._judges})
         if mean is not None:
@@ -154,10 +176,18 @@ class PackRun:
             result[self._metric] = mean
         return result
 
+    def checkpoint_wanted(self) -> bool:
+        """Whether the driver asks for a checkpoint, because it is about to leave."""
+        self._asked = self._asked or self._store.exists(ASKED)
+        return self._asked
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, with the judges' memory in it, and how the lanes that are not in it ended."""
         extra = {"judges": {key: judge.state() for key, judge in self._judges.items()}, "ended": list(self._ended)}
-        save_checkpoint(self._store, self._pack, self._attempt, dataclasses.replace(checkpoint, extra=extra))
+        whole = dataclasses.replace(checkpoint, extra=extra)
+        save_checkpoint(self._store, self._pack, self._attempt, whole, self._damaged)
+        if self._asked:
+            tune.report({"saved": checkpoint.step})
 
     def _keep_events(self, key: str, verdict: Verdict) -> None:
         events = event_columns(key, verdict, datetime.now(UTC).replace(tzinfo=None))

@@ -4,27 +4,14 @@ Tune's own state is never restored: it loses the scheduler's rungs, and a damage
 journal says what is unfinished, each pack finds its own checkpoint, and the rungs are refilled from what was reported.
 """
 
-import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
-import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-# Read by Ray when it is imported: a few scalars need no loggers, and trials find relative paths where the user is.
-os.environ |= {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 import ray
 import torch
@@ -32,82 +19,89 @@ from ray import tune
 
 import altgrad
 from orchestrator.plan import Plan
-from orchestrator.preflight import PreflightError
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
+from orchestrator.signals import Caught
 from orchestrator.space import Resources
-from orchestrator.sweep.address import check_address
+from orchestrator.sweep.departure import Departure
 from orchestrator.sweep.observer import SweepObserver
-from orchestrator.sweep.placement import settled
 from orchestrator.sweep.progress import Progress
 from orchestrator.sweep.retention import Retention, delete_checkpoints
 from orchestrator.sweep.rungs import refilled
 from orchestrator.sweep.schedulers import SCHEDULERS
 from orchestrator.sweep.stopping import Asha
-from orchestrator.sweep.tracking import choose_mode
+from orchestrator.sweep.surroundings import leave_the_jobs_folder, ray_here, room_for, room_on_disk, wandb_mode
 from orchestrator.sweep.trial import run_pack
-
-_OBJECT_STORE_BYTES = 128 * 1024 * 1024
-#: Where Ray unpacks the folder that was sent with a job; it is deleted when the job lets go of Ray.
-_SENT_ALONG = "/runtime_resources/working_dir_files/"
-
-
-class SurroundingsError(RuntimeError):
-    """What a sweep needs around it is not there: Ray, room for a trial, a sound environment."""
 
 
 @dataclass(frozen=True)
 class SweepOutcome:
     """How a sweep's run ended."""
 
-    #: The signal that ended it early; None where it ran to its end.
-    signal: signal.Signals | None
+    #: Somebody, or a signal, ended it early.
+    interrupted: bool
     #: The last error of every pack that failed for good.
     failed: dict[str, str]
+    #: The last error of the many in a row that ended it early, see ``max_consecutive_failures``.
+    fatal: str | None
+    #: What is wrong with the checkpoints that were passed over, by folder.
+    damaged: dict[str, str]
 
 
-def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None = None) -> SweepOutcome:
+def run_sweep(plan: Plan, store: Store, progress: Progress, caught: Caught, address: str | None = None) -> SweepOutcome:
     """Run every unfinished pack of a planned sweep.
 
     Args:
         plan: what ``plan.json`` in the store holds.
         store: the run's folder, reachable from every worker.
         progress: hears of everything that happens.
+        caught: knows of the signal that ends it.
         address: of a running Ray cluster; None starts Ray on this machine for as long as the sweep runs.
 
     Returns:
         What ended it, and what failed. Everything else is in the journal and the chunks.
 
     Raises:
-        SurroundingsError: Ray cannot be started or reached, no trial fits on this machine, the run's folder would not
-            outlive the job, or the environment asks for a W&B mode that there is not.
+        SurroundingsError: Ray cannot be started or reached, no trial fits on this machine, there is no room left
+            where the run is kept or its folder would not outlive the job, or the environment asks for a W&B mode
+            that there is not.
     """
-    if _SENT_ALONG in store.uri:
-        raise SurroundingsError(
-            f"{store.uri} is in the folder that was sent with the job, which Ray deletes at its end: "
-            "give --storage in full"
-        )
-    if _SENT_ALONG in os.getcwd():
-        os.chdir("/")  # Everything is named in full by now, and the folder may go before the results are read.
-    wandb = _wandb_mode(plan.spec.wandb.mode)
+    leave_the_jobs_folder(store)
+    wandb = wandb_mode(plan.spec.wandb.mode)
     journal = Journal(store)
     records = journal.read()
     state = SweepState.from_records(plan.to_dict(), records)
-    journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": _versions()})
-    observer = SweepObserver(state, journal, progress)
-    delete_checkpoints(store, set(state.attempts) - set(state.unfinished))
-    progress.say("starting Ray")
-    ended_by = None
-    with _ray(address), _signals() as caught:
-        progress.say("placing the first trials")
-        resources = _settled(plan, state.unfinished, address)
-        tuner = _tuner(plan, store, state.unfinished, refilled(plan, records), observer, wandb, resources)
-        tuner.fit()
-        progress.say("letting Ray go")
-        # After Ctrl-C `fit` returns as if nothing had happened, with packs that have neither ended nor failed.
-        ended_by = caught.signal or (signal.SIGINT if observer.unfinished else None)
-    journal.append({"event": "sweep_ended", "reason": ended_by.name if ended_by else "finished"})
-    return SweepOutcome(ended_by, observer.failed)
+    observer = SweepObserver(state, journal, progress, plan.spec.max_failures, plan.spec.max_consecutive_failures)
+    departure = Departure(store, caught, observer, progress)
+    packs = [pack for pack in plan.packs if pack.pack in state.unfinished]
+    with room_on_disk(store, observer):
+        journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": _versions()})
+        delete_checkpoints(store, set(state.attempts) - set(state.unfinished))
+        progress.say("starting Ray")
+        with ray_here(address, caught):
+            progress.say("placing the first trials")
+            resources = room_for(packs, plan.spec.resources, plan.corpus["vocabulary"], address)
+            asha = refilled(plan, records)
+            tuner = _tuner(plan, store, state.unfinished, asha, observer, departure, wandb, resources)
+            with departure.answered():
+                tuner.fit()
+            progress.say("letting Ray go")
+        journal.append({"event": "sweep_ended", "reason": _why_it_ended(observer, caught)})
+    fatal = observer.fatal.message if observer.fatal else None
+    return SweepOutcome(_interrupted(observer, caught), observer.failed, fatal, observer.damaged)
+
+
+def _interrupted(observer: SweepObserver, caught: Caught) -> bool:
+    # SIGUSR1 is Tune's own: `fit` returns as if nothing had happened, with packs that have neither ended nor failed.
+    return caught.signal is not None or (bool(observer.unfinished) and observer.fatal is None)
+
+
+def _why_it_ended(observer: SweepObserver, caught: Caught) -> str:
+    if _interrupted(observer, caught):
+        return (caught.signal or signal.SIGINT).name
+    if observer.fatal is None:
+        return "finished"
+    return "disk_full" if observer.fatal.kind == "disk_full" else "failures"
 
 
 def _tuner(
@@ -116,6 +110,7 @@ def _tuner(
     packs: list[str],
     asha: Asha,
     observer: SweepObserver,
+    departure: Departure,
     wandb: str,
     resources: Resources,
 ) -> tune.Tuner:
@@ -129,6 +124,7 @@ def _tuner(
         {pack.pack: pack.cell for pack in plan.packs},
         observer.stopped,
     )
+    scheduler.on_failure, scheduler.is_over = observer.attempt_failed, departure.due
     fixed = {
         "store": store.uri,
         "threads": max(1, int(resources.cpu)),
@@ -143,97 +139,15 @@ def _tuner(
             name="ray",
             storage_path=store.uri,
             callbacks=[observer, Retention(store, observer)],
-            failure_config=tune.FailureConfig(max_failures=spec.max_failures),
+            # Without limit: `RetryingScheduler` stops those that are given up.
+            failure_config=tune.FailureConfig(max_failures=-1),
             verbose=0,
         ),
     )
 
 
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """Ray for the length of a sweep: its own on this machine, or the cluster at an address."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    else:
-        options |= {"address": address}
-    try:
-        if address is not None:
-            check_address(address)
-        ray.init(**options)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        doing = "cannot start Ray here" if address is None else f"cannot reach Ray at {address!r}"
-        raise SurroundingsError(f"{doing}: {error}") from error
-    # A failed pack is in the journal, with its reason; the whole traceback is in its ``error.txt``.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _settled(plan: Plan, unfinished: list[str], address: str | None) -> Resources:
-    """What each pack asks for, as numbers.
-
-    Raises:
-        SurroundingsError: a pack cannot have it.
-    """
-    packs = [pack for pack in plan.packs if pack.pack in unfinished]
-    try:
-        resources = settled(plan.spec.resources, packs, plan.corpus["vocabulary"], address is not None)
-    except PreflightError as error:
-        raise SurroundingsError(str(error)) from error
-    if address is None:
-        _check_room(resources)
-    return resources
-
-
-def _check_room(resources: Resources) -> None:
-    """A cluster may yet grow; on this machine a pack that finds no room waits for ever, and says nothing.
-
-    Raises:
-        SurroundingsError: a pack asks for more than there is.
-    """
-    there = ray.cluster_resources()
-    for name, kind, asked in (("cpu", "CPU", resources.cpu), ("gpu", "GPU", resources.gpu)):
-        if asked > there.get(kind, 0):
-            raise SurroundingsError(
-                f"each pack asks for {asked:g} {kind}s (resources.{name}), this machine has {there.get(kind, 0):g}"
-            )
-
-
-class _Caught:
-    """The signal that asked the sweep to end, if one did."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-
-@contextmanager
-def _signals() -> Iterator[_Caught]:
-    """SIGTERM ends a sweep as the first Ctrl-C does: Tune lets trials go and the journal is closed."""
-    caught = _Caught()
-
-    def ask_to_end(number: int, frame: types.FrameType | None) -> None:
-        caught.signal = signal.Signals(number)
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, ask_to_end)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _folder_name(trial: Any) -> str:
     return str(trial.config["pack"])
-
-
-def _wandb_mode(requested: str) -> str:
-    try:
-        return choose_mode(requested, os.environ)
-    except ValueError as error:
-        raise SurroundingsError(str(error)) from error
 
 
 def _wandb_folder(store: Store, name: str) -> Path:

@@ -10,6 +10,7 @@ from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
 from orchestrator.sweep.observer import SweepObserver
 from orchestrator.sweep.progress import Progress
+from orchestrator.sweep.retries import Action
 from orchestrator.sweep.stopping import Decision
 
 
@@ -27,7 +28,7 @@ class Driver:
         state = self.state()
         self.progress = Progress(self.plan, {})
         self.progress.echo = self.said.append
-        self.observer = SweepObserver(state, self.journal, self.progress)
+        self.observer = SweepObserver(state, self.journal, self.progress, max_failures=1, max_consecutive_failures=3)
 
     def state(self) -> SweepState:
         return SweepState.from_records(self.plan.to_dict(), self.journal.read())
@@ -41,15 +42,16 @@ class Driver:
             for key, (reason, at) in (ended or {}).items()
         ]
         result: dict[str, Any] = {"step": step, "attempt": 1, "seconds": 1.0, "resumed_at": 0, "warnings": 0}
-        result |= {"lanes": len(alive), "alive": alive, "ended": ends}
+        result |= {"lanes": len(alive), "alive": alive, "ended": ends, "damaged": []}
         result |= {"val_loss": 3.0} if alive else {}
         self.observer.on_trial_result(0, [], tune_trial(pack), result)
 
-    def fail(self, pack: str, text: str | None, again: bool) -> None:
+    def fail(self, pack: str, text: str | None) -> Action:
+        """An attempt fails with a text that Tune wrote down; None where it wrote none."""
+        self.error_file.unlink(missing_ok=True)
         if text is not None:
             self.error_file.write_text(text)
-        trial = tune_trial(pack, self.error_file)
-        (self.observer.on_trial_recover if again else self.observer.on_trial_error)(0, [], trial)
+        return self.observer.attempt_failed(tune_trial(pack, self.error_file))
 
     def ends(self) -> list[tuple[str, str, int]]:
         """Key, reason and step of every end in the journal."""
@@ -171,7 +173,7 @@ def test_a_lane_that_ends_again_after_a_retry_is_not_recorded_again(driver: Driv
     lost, *others = driver.keys[pack]
     driver.start(pack)
     driver.report(pack, 20, others, {lost: ("diverged", 20)})
-    driver.fail(pack, "boom", again=True)
+    driver.fail(pack, "The actor died.")
     driver.start(pack)
     driver.report(pack, 10, driver.keys[pack])
     driver.report(pack, 20, others, {lost: ("diverged", 20)})
@@ -183,7 +185,7 @@ def test_a_lane_that_comes_to_another_end_after_a_retry_has_the_later_one(driver
     pack = driver.packs[1]
     own, stopped, *others = driver.keys[pack]
     driver.report(pack, 20, others, {own: ("rank_collapse", 20), stopped: ("rank_collapse", 20)})
-    driver.fail(pack, "boom", again=True)
+    driver.fail(pack, "The actor died.")
     driver.start(pack)
     driver.report(pack, 20, driver.keys[pack])
     driver.observer.stopped(pack, Decision("asha", 40, 4.0, 3.0, None, ""))
@@ -218,12 +220,19 @@ def test_a_resumed_driver_does_not_repeat_what_the_journal_holds(driver: Driver,
     assert resumed.said == []
 
 
+def raised(kind: str, error: str) -> str:
+    """What Tune writes down of an error that a worker lived to tell."""
+    return f"Failure # 1 (occurred at x)\nray::ImplicitFunc.train() (pid=1)\n  File\nx.PackError: {kind}: {error}\n"
+
+
 def test_a_failure_that_is_tried_again_is_no_failure_in_the_end(driver: Driver) -> None:
     pack = driver.packs[1]
     driver.start(pack)
     driver.report(pack, 10, driver.keys[pack])
-    driver.fail(pack, "Traceback\n  File\nValueError: boom", again=True)
+    assert driver.fail(pack, raised("application", "ValueError: boom")) == "retry"
     assert driver.observer.failed == {pack: "ValueError: boom"}
+    record = driver.journal.read()[-1]
+    assert (record["kind"], record["again"], record["error"]) == ("application", True, "ValueError: boom")
     assert {lane.status for lane in driver.state().lanes.values() if lane.pack == pack} == {"failed"}
     assert driver.progress.counts() == {"waiting": 12}
     assert "to be tried again" in driver.said[0]
@@ -232,6 +241,7 @@ def test_a_failure_that_is_tried_again_is_no_failure_in_the_end(driver: Driver) 
     assert {lane.status for lane in driver.state().lanes.values() if lane.pack == pack} == {"running"}
     driver.report(pack, 80, [], dict.fromkeys(driver.keys[pack], ("completed", 80)))
     assert pack not in driver.state().unfinished
+    assert driver.observer.fatal is None
 
 
 def test_a_pack_given_up_is_failed_and_keeps_the_lanes_that_had_ended(driver: Driver) -> None:
@@ -239,8 +249,10 @@ def test_a_pack_given_up_is_failed_and_keeps_the_lanes_that_had_ended(driver: Dr
     lost, *others = driver.keys[pack]
     driver.start(pack)
     driver.report(pack, 10, others, {lost: ("diverged", 10)})
-    driver.fail(pack, "boom", again=False)
-    assert driver.observer.failed == {pack: "boom"}
+    driver.fail(pack, raised("application", "E: boom"))
+    driver.start(pack)
+    assert driver.fail(pack, raised("application", "E: boom")) == "give_up"
+    assert driver.observer.failed == {pack: "E: boom"}
     assert pack not in driver.observer.unfinished, "it is not as if somebody had interrupted the sweep"
     reasons = {key: lane.reason for key, lane in driver.state().lanes.items() if lane.pack == pack}
     assert reasons == {lost: "diverged"} | dict.fromkeys(others, "failed")
@@ -248,24 +260,54 @@ def test_a_pack_given_up_is_failed_and_keeps_the_lanes_that_had_ended(driver: Dr
     assert pack in driver.state().unfinished, "the next run of the sweep tries it again"
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("Failure # 1\nTraceback\n  x\naltgrad.training.config.CorpusError: no corpus\n\n", "CorpusError: no corpus"),
-        ("Failure # 1\nFirst: a\nFailure # 2\nKeyError: 'x'", "KeyError: 'x'"),
-        ("ray.exceptions.OutOfMemoryError", "OutOfMemoryError"),
-        ("The actor is dead. Exit type: x.y: z", "The actor is dead. Exit type: x.y: z"),
-        ("Error: " + "word " * 100, "Error: " + "word " * 57 + "word ..."),
-        ("", "unknown error"),
-        (None, "unknown error"),
-    ],
-)
-def test_the_journal_keeps_the_last_line_of_an_error(text: str | None, line: str, driver: Driver) -> None:
-    driver.fail(driver.packs[1], text, again=False)
-    record = driver.journal.read()[-1]
-    assert record["event"] == "pack_failed"
-    assert record["error"] == line
-    assert len(line) <= 300
+def test_a_pack_without_room_on_its_gpu_is_told_what_helps(driver: Driver) -> None:
+    pack = driver.packs[1]
+    driver.start(pack)
+    assert driver.fail(pack, raised("gpu_memory", "OutOfMemoryError: CUDA out of memory.")) == "give_up"
+    assert "fewer lanes in a pack, a smaller batch_size, or raise resources.gpu" in driver.observer.failed[pack]
+    assert "CUDA out of memory" in driver.observer.failed[pack]
+
+
+def test_a_pack_killed_for_the_machines_memory_is_tried_alone_once(driver: Driver) -> None:
+    pack, text = driver.packs[1], "1 worker(s) were killed due to the node running low on memory."
+    driver.start(pack)
+    assert driver.fail(pack, text) == "retry_alone"
+    driver.start(pack)
+    assert driver.fail(pack, text) == "give_up"
+    assert "though the pack ran alone" in driver.observer.failed[pack]
+
+
+def test_many_failures_in_a_row_end_the_sweep(driver: Driver) -> None:
+    answers = []
+    for pack in driver.packs:
+        driver.start(pack)
+        answers.append(driver.fail(pack, "The actor died."))
+    assert answers == ["retry", "retry", "end_sweep"]
+    assert driver.observer.fatal == ("lost", "The actor died.")
+    assert driver.journal.read()[-1]["again"] is False
+
+
+def test_a_full_disk_ends_the_sweep_at_once(driver: Driver) -> None:
+    driver.start(driver.packs[1])
+    assert driver.fail(driver.packs[1], raised("disk_full", "OSError: No space left on device")) == "end_sweep"
+    assert driver.observer.fatal == ("disk_full", "OSError: No space left on device")
+
+
+def test_a_damaged_checkpoint_is_recorded_once(driver: Driver) -> None:
+    pack = driver.packs[1]
+    result = {"step": 10, "attempt": 2, "seconds": 1.0, "resumed_at": 0, "warnings": 0, "lanes": 4}
+    result |= {"alive": driver.keys[pack], "ended": [], "val_loss": 3.0}
+    result["damaged"] = [{"checkpoint": "packs/p/attempt-1/checkpoint-00000060", "message": "its content is not ..."}]
+    for _ in range(3):
+        driver.observer.on_trial_result(0, [], tune_trial(pack), result)
+    (record,) = (record for record in driver.journal.read() if record["event"] == "checkpoint_damaged")
+    assert record["pack"] == pack
+    assert driver.observer.damaged == {record["checkpoint"]: record["message"]}
+
+
+def test_the_journal_keeps_an_error_short(driver: Driver) -> None:
+    driver.fail(driver.packs[1], raised("application", "Error: " + "word " * 100))
+    assert driver.journal.read()[-1]["error"] == "Error: " + "word " * 57 + "word ..."
 
 
 def test_packs_left_where_they_were_are_unfinished(driver: Driver) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import ray
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from orchestrator.sweep.schedulers import SCHEDULERS, AshaScheduler
 from orchestrator.sweep.stopping import Asha, Decision
+from orchestrator.sweep.survival import RetryingScheduler
 
 NAN = math.nan
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -157,8 +158,8 @@ def test_unknown_words_are_refused(mode: str, scope: str) -> None:
         scheduler(Told(), mode, scope)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("asha", AshaScheduler), ("none", FIFOScheduler)])
-def test_registry_builds_by_name(name: str, kind: type[FIFOScheduler]) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("asha", AshaScheduler), ("none", RetryingScheduler)])
+def test_registry_builds_by_name(name: str, kind: type[RetryingScheduler]) -> None:
     built = SCHEDULERS[name](Asha(10, 2, 80), "val_loss", "min", "sweep", CELLS, Told())
     assert type(built) is kind
 

@@ -1,5 +1,6 @@
 """One pack from its plan to its rows, without Ray: what it reports, and that interruptions leave no trace in it."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from small_plan import small_plan
 
-from altgrad.training.config import CorpusError, RunConfig
+from altgrad.training.config import RunConfig
 from altgrad.training.data import load_corpus
 from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
@@ -17,6 +18,8 @@ from orchestrator.results.queries import query
 from orchestrator.results.store import Store
 from orchestrator.run_folder import plan_sweep
 from orchestrator.sweep import trial
+from orchestrator.sweep.checkpoints import ASKED
+from orchestrator.sweep.retries import PackError
 
 #: Nothing divides anything else here: reports at 7, 14, ..., 35, 40; checkpoints at some of them.
 RUN: dict[str, Any] = {
@@ -54,10 +57,15 @@ class Pack:
         self.pack = self.plan.packs[1]
         self.lr = {lane.key: lane.config.lr for lane in self.pack.lanes}
         self.results: list[dict[str, Any]] = []
+        #: Steps of the checkpoints that were asked for.
+        self.saved: list[int] = []
         self._stop_at: int | None = None
         patch.setattr(trial.tune, "report", self._report)
 
     def _report(self, result: dict[str, Any]) -> None:
+        if "saved" in result:
+            self.saved.append(result["saved"])
+            return
         self.results.append(result)
         if result["step"] == self._stop_at:
             raise Interrupted
@@ -175,6 +183,51 @@ def test_a_resumed_pack_tells_at_once_of_lanes_that_ended_before(
     assert set(first["alive"]) == {key for key, end in undisturbed.ends().items() if end[0] == "completed"}
 
 
+def test_a_damaged_checkpoint_is_told_of_and_changes_nothing(
+    undisturbed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack(tmp_path, monkeypatch, RATES, early_terminate=RULES)
+    pack.run(stop_at=35)
+    newest = max(path for path in pack.store.list("packs") if path.endswith("state.safetensors"))
+    pack.store.write_bytes(newest, pack.store.read_bytes(newest)[:-1])
+    results = pack.run()
+    (damage,) = results[0]["damaged"]
+    assert damage["checkpoint"] == newest.rsplit("/", 1)[0]
+    assert "damaged checkpoint" in damage["message"]
+    assert results[0]["resumed_at"] < 30
+    assert pack.ends() == undisturbed.ends()
+    for table in ("steps", "layers"):
+        assert pack.rows(table) == undisturbed.rows(table)
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = Pack(tmp_path, monkeypatch, [0.001])
+
+    def write(target: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with monkeypatch.context() as full:
+        full.setattr("orchestrator.results.local.write", write)
+        with pytest.raises(PackError, match=r"^disk_full: OSError: .*No space left on device"):
+            pack.run()
+    assert [result["step"] for result in pack.run()] == [7, 14, 21, 28, 35, 40], "there is room again"
+
+
+def test_a_checkpoint_is_saved_where_the_driver_asks_for_one(
+    undisturbed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack(tmp_path, monkeypatch, RATES, early_terminate=RULES, run={"checkpoint_interval": 1000})
+    pack.store.write_bytes(ASKED, b"")
+    pack.run(stop_at=28)
+    assert pack.saved == [7, 14, 21]
+    pack.store.delete(ASKED)
+    results = pack.run()
+    assert results[0]["resumed_at"] == 21
+    assert pack.ends() == undisturbed.ends()
+    for table in ("steps", "layers"):
+        assert pack.rows(table) == undisturbed.rows(table)
+
+
 def test_another_text_than_the_planned_one_is_refused_before_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,10 +236,12 @@ def test_another_text_than_the_planned_one_is_refused_before_a_step(
     planned = make_plan(pack.plan.spec, facts)
     pack.store.write_bytes("plan.json", json.dumps(planned.to_dict()).encode())
     pack.pack = planned.packs[1]
-    with pytest.raises(CorpusError, match="every node must see the same text"):
+    with pytest.raises(PackError, match=r"^application: CorpusError: .*every node must see the same text"):
         pack.run()
     assert pack.results == []
-    assert pack.store.list("packs") == []
+    (told,) = pack.store.list("packs")
+    assert told.endswith("attempt-1/error.txt")
+    assert pack.store.read_bytes(told).startswith(b"Traceback")
 
 
 def test_a_corpus_is_read_where_the_plan_saw_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
