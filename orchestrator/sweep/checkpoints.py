@@ -23,9 +23,11 @@ def save_checkpoint(store: Store, pack: str, attempt: int, checkpoint: Checkpoin
         store.delete(old)
 
 
-def latest_checkpoint(store: Store, pack: str) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a warning."""
-    for _, folder in _complete(store, pack):
+def latest_checkpoint(store: Store, pack: str, before: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint that is whole, of steps under ``before``; damaged ones are passed over with a warning."""
+    for step, folder in _complete(store, pack):
+        if before is not None and step >= before:
+            continue
         names = [path for path in store.list(folder) if not path.endswith(".tmp")]
         try:
             return from_files({path.rsplit("/", 1)[1]: store.read_bytes(path) for path in names})
@@ -40,7 +42,7 @@ def latest_step(store: Store, pack: str) -> int:
 
 
 def _complete(store: Store, pack: str) -> Iterator[tuple[int, str]]:
-    """Step and folder of every complete checkpoint, newest first; of equal steps the latest attempt's."""
+    """Step and folder of every complete checkpoint, newest first: the latest attempt's, which may have gone back."""
     paths = store.list(f"packs/{pack}")
-    found = [(int(name[2]), int(name[1]), path.rsplit("/", 1)[0]) for path in paths if (name := _NAME.search(path))]
-    yield from ((step, folder) for step, _, folder in sorted(found, reverse=True))
+    found = [(int(name[1]), int(name[2]), path.rsplit("/", 1)[0]) for path in paths if (name := _NAME.search(path))]
+    yield from ((step, folder) for _, step, folder in sorted(found, reverse=True))

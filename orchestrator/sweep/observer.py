@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ _LONGEST_ERROR = 300
 class SweepObserver(Callback):
     """Turns Tune's callbacks and the scheduler's stops into journal records."""
 
-    def __init__(self, state: SweepState, journal: Journal, progress: Progress) -> None:
+    def __init__(self, state: SweepState, journal: Journal, progress: Progress, again: Collection[str] = ()) -> None:
+        """``again``: finished packs that train once more, because rows of theirs are lost."""
         self._journal, self._progress = journal, progress
+        self._again = set(again)
         #: Keys of the lanes that have not ended, by pack.
-        self._living: dict[str, list[str]] = {pack: [] for pack in state.unfinished}
+        self._living: dict[str, list[str]] = {pack: [] for pack in [*state.unfinished, *again]}
         #: Reason and step of every lane's end, by key.
         self._ends: dict[str, tuple[str, int]] = {}
         for lane in state.lanes.values():
@@ -42,8 +44,8 @@ class SweepObserver(Callback):
 
     @property
     def unfinished(self) -> list[str]:
-        """Packs with lanes that have neither ended nor failed."""
-        return [pack for pack, keys in self._living.items() if keys and pack not in self.failed]
+        """Packs that have not failed, with lanes that have not ended or rows that are still lost."""
+        return [p for p, keys in self._living.items() if (keys or p in self._again) and p not in self.failed]
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A pack was placed."""
@@ -83,6 +85,7 @@ class SweepObserver(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A pack ran out of steps or lanes, or was stopped."""
+        self._again.discard(trial.config["pack"])
         self._progress.left(trial.config["pack"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -18,10 +18,12 @@ from altgrad.training.data import Corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
 from orchestrator.corpus import corpus_of
-from orchestrator.results.journal import load_plan
+from orchestrator.results.holes import first_missing
+from orchestrator.results.journal import Journal, SweepState, load_plan
 from orchestrator.results.store import ChunkWriter, Store, next_attempt
 from orchestrator.sweep.checkpoints import latest_checkpoint, save_checkpoint
 from orchestrator.sweep.control import ControlRanks
+from orchestrator.sweep.decided import DecidedBefore, decided_before
 from orchestrator.sweep.halving import Halving, nuisance_setting
 from orchestrator.sweep.stopping import Decision, LanePolicy
 from orchestrator.sweep.tracking import Tracker
@@ -44,11 +46,14 @@ def run_pack(config: Mapping[str, Any]) -> None:
     pack = next(pack for pack in plan["packs"] if pack["pack"] == config["pack"])
     lanes = {lane["key"]: RunConfig.from_dict(lane["config"]) for lane in pack["lanes"]}
     corpus = _checked_corpus(next(iter(lanes.values())), plan["corpus"])
-    resume = latest_checkpoint(store, pack["pack"])
+    known = SweepState.from_records(plan, Journal(store).read()).lanes
+    # Rows that a damaged chunk held are measured again: nothing that comes after them may be the beginning.
+    resume = latest_checkpoint(store, pack["pack"], before=first_missing(store, pack["pack"], known))
+    decided = decided_before([known[key] for key in lanes])
     wandb = plan["space"]["wandb"]
     tracker = Tracker(config["wandb"], Path(config["wandb_folder"]), wandb["project"], wandb["entity"], plan["name"])
     try:
-        run = PackRun(store, plan, pack, lanes, tracker, resume)
+        run = PackRun(store, plan, pack, lanes, tracker, resume, decided)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         train(
             list(lanes.values()),
@@ -86,8 +91,11 @@ class PackRun:
         lanes: Mapping[str, RunConfig],
         tracker: Tracker,
         resume: Checkpoint | None,
+        decided: DecidedBefore | None,
     ) -> None:
+        """``decided``: how every lane ended, where a pack that was finished trains again."""
         self._store, self._pack, self._lanes, self._tracker = store, pack["pack"], lanes, tracker
+        self._decided = decided
         self._attempt = next_attempt(store, self._pack)
         self._writer = ChunkWriter(store, self._pack, self._attempt)
         self._metric = plan["metric"]["name"]
@@ -118,10 +126,7 @@ class PackRun:
         self._tracker.log(rows.steps, rows.layers)
         verdicts = {key: judge.judge(step, *lane_rows(rows, key)) for key, judge in self._judges.items()}
         last = step == next(iter(self._lanes.values())).steps
-        ended = {key: v.decision for key, v in verdicts.items() if v.decision and (not last or v.diverged)}
-        values = {key: getattr(v.report, self._metric) for key, v in verdicts.items() if key not in ended}
-        if not last:
-            ended |= self._halving.drop(step, values)
+        ended = self._ends_at(step, verdicts, last)
         self._judges = {key: judge for key, judge in self._judges.items() if key not in ended}
         for key, verdict in verdicts.items():
             self._keep_events(key, verdict._replace(decision=ended.get(key)))
@@ -134,6 +139,15 @@ class PackRun:
         self._ended += ends
         tune.report(self._result(step, verdicts))
         return set(ended)
+
+    def _ends_at(self, step: int, verdicts: Mapping[str, Verdict], last: bool) -> dict[str, Decision]:
+        """The lanes that end here before their last step, or without a loss."""
+        if self._decided is not None:
+            diverged = {key: v.decision for key, v in verdicts.items() if v.decision and v.diverged}
+            return self._decided.at(step, diverged, verdicts.keys())
+        ended = {key: v.decision for key, v in verdicts.items() if v.decision and (not last or v.diverged)}
+        values = {key: getattr(v.report, self._metric) for key, v in verdicts.items() if key not in ended}
+        return ended if last else ended | self._halving.drop(step, values)
 
     def _result(self, step: int, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
         """What Ray Tune and the driver hear of a report; a key named ``done`` would mean something to Tune."""
@@ -148,8 +162,9 @@ class PackRun:
             "alive": list(self._judges),
             "ended": list(self._ended),
         }
-        if living:
-            # A pack without living lanes reports no metric: its lanes ended by themselves, and ASHA has no say.
+        if living and self._decided is None:
+            # A pack without living lanes reports no metric: its lanes ended by themselves, and ASHA has no say. Nor
+            # has it where everything was decided before.
             result[self._metric] = float(np.mean([getattr(report, self._metric) for report in living]))
         return result
 

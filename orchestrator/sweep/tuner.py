@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,9 @@ class SweepOutcome:
     failed: dict[str, str]
 
 
-def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None = None) -> SweepOutcome:
+def run_sweep(
+    plan: Plan, store: Store, progress: Progress, address: str | None = None, again: Collection[str] = ()
+) -> SweepOutcome:
     """Run every unfinished pack of a planned sweep.
 
     Args:
@@ -71,6 +73,7 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None 
         store: the run's folder, reachable from every worker.
         progress: hears of everything that happens.
         address: of a running Ray cluster; None starts Ray on this machine for as long as the sweep runs.
+        again: finished packs to train once more, because rows of theirs are lost.
 
     Returns:
         What ended it, and what failed. Everything else is in the journal and the chunks.
@@ -84,12 +87,13 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, address: str | None 
     records = journal.read()
     state = SweepState.from_records(plan.to_dict(), records)
     journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": _versions()})
-    observer = SweepObserver(state, journal, progress)
+    packs = [pack.pack for pack in plan.packs if pack.pack in {*state.unfinished, *again}]
+    observer = SweepObserver(state, journal, progress, [pack for pack in packs if pack not in state.unfinished])
     progress.say("starting Ray")
     ended_by = None
     with _ray(address, plan.spec.resources), _signals() as caught:
         progress.say("placing the first trials")
-        tuner = _tuner(plan, store, state.unfinished, _refilled(plan, store, state, records), observer, wandb)
+        tuner = _tuner(plan, store, packs, _refilled(plan, store, state, records), observer, wandb)
         tuner.fit()
         progress.say("letting Ray go")
         # After Ctrl-C `fit` returns as if nothing had happened, with packs that have neither ended nor failed.
