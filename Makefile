@@ -1,9 +1,11 @@
 # `make sweep` runs the main job, `make test` the tests; both set everything up first.
 PYTHON ?= python3
 SPACE ?= search_spaces/quickstart.yaml
+SEED ?= 1
+CYCLES ?= 50
 BIN := .venv/bin
 
-.PHONY: sweep test check lint types directions exhaustive bench lock clean
+.PHONY: sweep test check lint types directions exhaustive chaos bench lock clean
 
 sweep: .venv/ready
 	$(BIN)/altgrad sweep $(SPACE)
@@ -27,11 +29,16 @@ directions: .venv/ready
 exhaustive: .venv/ready
 	$(BIN)/python tests/quantization/exhaustive.py
 
+# Faults drawn from a seed, one after another, and nothing may be lost: about a quarter of a minute each.
+chaos: .venv/ready
+	$(BIN)/python -m tests.chaos --seed $(SEED) --cycles $(CYCLES)
+
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r benchmarks/requirements.lock
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.quantize --threads 1
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.quantize --threads 2
 	$(BIN)/python -m benchmarks.train_step --threads 2
+	$(BIN)/python -m benchmarks.sweep
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "setting up .venv (the first time takes a minute or two: PyTorch and Ray are large)"

@@ -28,7 +28,10 @@ def run_attended(planned: Plan, store: Store, state: SweepState, address: str | 
         The exit code of the command.
     """
     state = _completed(planned, store, state)
-    if not state.unfinished:
+    lost = _packs_with_losses(planned, store) if state.attempts else []
+    if lost:
+        say(f"chunks are damaged: {', '.join(lost)} will train again from before the rows that are lost")
+    if not state.unfinished and not lost:
         say(f"all trials of {store.uri} have ended; nothing is left to run")
         return conclude(store)
     ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
@@ -43,7 +46,7 @@ def run_attended(planned: Plan, store: Store, state: SweepState, address: str | 
             for line in found(store, state):
                 say(f"found: {line}")
             try:
-                outcome = run_sweep(planned, store, progress, caught, address or None)
+                outcome = run_sweep(planned, store, progress, caught, address or None, lost)
             except SurroundingsError as error:
                 complain(error)
                 if isinstance(error, DiskFullError):
@@ -65,6 +68,12 @@ def run_attended(planned: Plan, store: Store, state: SweepState, address: str | 
     if outcome.failed:
         say(f"try them again with: {command('resume', store)}")
     return FAILED_TRIALS if outcome.failed else code
+
+
+def _packs_with_losses(planned: Plan, store: Store) -> list[str]:
+    """Packs of the plan with rows that were measured and cannot be read any more."""
+    lost = consolidate(store).packs_with_losses
+    return [pack.pack for pack in planned.packs if pack.pack in lost]
 
 
 def _completed(planned: Plan, store: Store, state: SweepState) -> SweepState:
@@ -122,4 +131,6 @@ def conclude(store: Store) -> int:
     out.print(f'  {command("query", store)} "{sql}"', highlight=False, soft_wrap=True)
     out.print(f"  {command('status', store)}", highlight=False, soft_wrap=True)
     say_damaged(report)
+    if report.damaged:
+        say(f"train again what is lost with: {command('resume', store)}")
     return INTEGRITY if report.damaged else OK

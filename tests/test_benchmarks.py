@@ -21,7 +21,7 @@ from altgrad.quantization.formats import E4M3, E5M2, FP8Format
 from altgrad.training.callbacks import EARLY_STEPS
 from altgrad.training.config import RankConfig, RunConfig
 from altgrad.training.data import Corpus, load_corpus
-from benchmarks import quantize
+from benchmarks import quantize, sweep
 from benchmarks.learn_as_nanogpt import Curves, compare
 from benchmarks.train_step import WARM_UP, Cost, Plain, Program, Size, Tracked, Untracked, measure
 
@@ -41,11 +41,11 @@ def corpus(text: Path) -> Corpus:
     return load_corpus(str(text))
 
 
-def last_line(*command: str) -> dict[str, Any]:
+def last_line(*command: str, timeout: float = 120) -> dict[str, Any]:
     """What a script's last line holds, run as a person runs it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -267,3 +267,35 @@ def test_formats_are_taken_by_name_and_e4m3_joins_them() -> None:
     assert [format.name for format in quantize.formats_of("E7M0,E2M5")] == ["E2M5", "E4M3", "E7M0"]
     with pytest.raises(argparse.ArgumentTypeError, match=r"E0M7, .*, got 'bf16'"):
         quantize.formats_of("E4M3,bf16")
+
+
+def test_sweep_holds_ours_against_plain_tune_and_against_training(text: Path, tmp_path: Path) -> None:
+    space = tmp_path / "tiny.yaml"
+    model = "{n_layer: 1, n_head: 1, n_embd: 16, block_size: 8}"
+    space.write_text(
+        f"name: tiny\nparameters: {{seed: {{values: [1, 2]}}}}\n"
+        f"run: {{format: fp32, optimizer: adamw, steps: 3, report_interval: 3, eval_batches: 1, model: {model}}}\n"
+        f"wandb: {{mode: disabled}}\n"
+    )
+    command = ["benchmarks.sweep", "--json", "--space", str(space), f"corpus={text}", "batch_size=2"]
+    result = last_line("-m", *command, timeout=280)
+    assert (result["trials"], result["packs"]) == (2, 1)
+    assert result["overrides"] == [f"corpus={text}", "batch_size=2"]
+    assert result["stock_over_ours"] == pytest.approx(result["stock_s"] / result["ours_s"])
+    beside_training = result["ours_s"] - result["training_s"]
+    assert 0 < result["orchestration_s_per_trial"] == pytest.approx(beside_training / 2)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        ([200 + 0.5 * ended for ended in range(100)], 0.5),
+        ([200.0 for _ in range(100)], 0.0),
+        ([200 + 10 * min(ended, 15) for ended in range(100)], 0.0),
+        ([200 + 30 * (ended >= 50) for ended in range(100)], 0.0),
+        ([200.0], 0.0),
+    ],
+    ids=["grows", "does not", "only at the start", "jumps once", "one look"],
+)
+def test_growth_is_the_slope_of_memory_over_trials(memory: list[float], expected: float) -> None:
+    assert sweep.growth(list(enumerate(memory))) == pytest.approx(expected)

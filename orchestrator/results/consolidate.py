@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.results.holes import first_missing
 from orchestrator.results.journal import Journal, LaneState, SweepState, load_plan
 from orchestrator.results.parquet import DamagedError, decode_table, encode_table
 from orchestrator.results.schema import CHUNK_TABLES, SCHEMA_VERSION, SCHEMAS
@@ -68,14 +69,21 @@ class ConsolidateReport:
     unchanged: list[str] = field(default_factory=list)
     #: Rows by table.
     rows: dict[str, int] = field(default_factory=dict)
-    #: Chunks whose rows are missing, with why.
+    #: Damaged chunks of packs with missing rows, with why.
     damaged: list[Source] = field(default_factory=list)
+    #: Damaged chunks of packs that have measured everything again since.
+    made_good: list[Source] = field(default_factory=list)
     #: Lines of the journal that could not be understood.
     journal_lines_skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
+
+    @property
+    def packs_with_losses(self) -> list[str]:
+        """Packs with missing rows, sorted."""
+        return sorted({chunk.path.split("/")[1] for chunk in self.damaged})
 
 
 def consolidate(store: Store) -> ConsolidateReport:
@@ -111,7 +119,7 @@ def consolidate(store: Store) -> ConsolidateReport:
             work.update(table, pack, found.get((table, pack), {}), ends[pack] if table == "events" else [])
     steps = work.read_steps(found)
     work.write_if_changed(TRIALS_PATH, encode_table(trials_table(plan, state, steps)))
-    work.finish()
+    work.finish(state)
     return report
 
 
@@ -138,7 +146,7 @@ class _Consolidation:
             try:
                 tables.append(self._store.read_table(path, wanted))
             except DamagedError:
-                pack = path.removeprefix("dataset/steps/").removesuffix(".parquet")
+                pack = _pack_of(path)
                 if ("steps", pack) not in found:
                     raise
                 self._build("steps", pack, found["steps", pack], [], "")
@@ -153,7 +161,7 @@ class _Consolidation:
             self._store.write_bytes(path, data)
             self._note_written(path)
 
-    def finish(self) -> None:
+    def finish(self, state: SweepState) -> None:
         """Write the manifest from what the dataset files say of themselves."""
         files = {}
         self._report.rows = dict.fromkeys(SCHEMAS, 0)
@@ -164,12 +172,15 @@ class _Consolidation:
             footer = self._store.read_footer(path)
             chunks = _Sources.from_json((footer.metadata or {}).get(_SOURCES, _Sources().to_json())).chunks
             self._report.rows[table] += footer.num_rows
-            self._report.damaged += [chunk for chunk in chunks if chunk.damage]
+            if bad := [chunk for chunk in chunks if chunk.damage]:
+                lost = first_missing(self._store, _pack_of(path), state.lanes) is not None
+                (self._report.damaged if lost else self._report.made_good).extend(bad)
             files[path] = {"rows": footer.num_rows, "bytes": size, "chunks": [asdict(chunk) for chunk in chunks]}
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "files": files,
             "damaged": [asdict(chunk) for chunk in self._report.damaged],
+            "made_good": [asdict(chunk) for chunk in self._report.made_good],
             "journal_lines_skipped": self._report.journal_lines_skipped,
         }
         self.write_if_changed(MANIFEST_PATH, json.dumps(manifest, indent=1).encode())
@@ -227,6 +238,10 @@ class _Consolidation:
 
 def _dataset_path(table: str, pack: str) -> str:
     return f"dataset/{table}/{pack}.parquet"
+
+
+def _pack_of(path: str) -> str:
+    return path.rsplit("/", 1)[1].removesuffix(".parquet")
 
 
 def _latest(rows: pa.Table, identity: tuple[str, ...]) -> pa.Table:

@@ -45,10 +45,15 @@ def save_checkpoint(
         store.delete(old)
 
 
-def latest_checkpoint(store: Store, pack: str) -> Latest:
-    """The newest checkpoint that is whole; its content is held against its hash, and nothing of it is executed."""
+def latest_checkpoint(store: Store, pack: str, before: int | None = None) -> Latest:
+    """The newest checkpoint that is whole, of steps under ``before``.
+
+    Its content is held against its hash, and nothing of it is executed.
+    """
     damaged: dict[str, str] = {}
-    for _, folder in _complete(store, pack):
+    for step, folder in _complete(store, pack):
+        if before is not None and step >= before:
+            continue
         try:
             files = {path.rsplit("/", 1)[1]: store.read_bytes(path) for path in store.list(folder)}
             return Latest(from_files(files), damaged)
@@ -63,9 +68,9 @@ def latest_step(store: Store, pack: str) -> int:
 
 
 def _complete(store: Store, pack: str) -> Iterator[tuple[int, str]]:
-    """Step and folder of every complete checkpoint, newest first; of equal steps the latest attempt's."""
-    found = [(int(match[3]), int(match[2]), match[1]) for match in _files(store, pack) if match[4] == _LAST]
-    yield from ((step, folder) for step, _, folder in sorted(found, reverse=True))
+    """Step and folder of every complete checkpoint, newest first: the latest attempt's, which may have gone back."""
+    found = [(int(match[2]), int(match[3]), match[1]) for match in _files(store, pack) if match[4] == _LAST]
+    yield from ((step, folder) for _, step, folder in sorted(found, reverse=True))
 
 
 def _files(store: Store, pack: str) -> list[re.Match[str]]:

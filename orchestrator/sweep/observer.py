@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,23 @@ class SweepObserver(TrialProgressCallback):
     """
 
     def __init__(
-        self, state: SweepState, journal: Journal, progress: Progress, max_failures: int, max_consecutive_failures: int
+        self,
+        state: SweepState,
+        journal: Journal,
+        progress: Progress,
+        max_failures: int,
+        max_consecutive_failures: int,
+        again: Collection[str] = (),
     ) -> None:
-        """The limits are those of `SweepSpec`."""
+        """The limits are those of `SweepSpec`; ``again``: finished packs that train once more for rows that are lost."""
         super().__init__()
         self._journal, self._progress = journal, progress
         self._max_failures, self._brake = max_failures, Brake(max_consecutive_failures)
+        self._again = set(again)
         #: Kinds of the failures of each pack.
         self._failures: dict[str, list[Kind]] = defaultdict(list)
         #: Keys of the lanes that have not ended, by pack.
-        self._living: dict[str, list[str]] = {pack: [] for pack in state.unfinished}
+        self._living: dict[str, list[str]] = {pack: [] for pack in [*state.unfinished, *again]}
         #: Reason and step of every lane's end, by key; and of those that an audit spared, by key and True.
         self._ends: dict[tuple[str, bool], tuple[str, int]] = {}
         for lane in state.lanes.values():
@@ -63,8 +70,8 @@ class SweepObserver(TrialProgressCallback):
 
     @property
     def unfinished(self) -> list[str]:
-        """Packs with lanes that have neither ended nor failed."""
-        return [pack for pack, keys in self._living.items() if keys and pack not in self.failed]
+        """Packs that have not failed, with lanes that have not ended or rows that are still lost."""
+        return [p for p, keys in self._living.items() if (keys or p in self._again) and p not in self.failed]
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A pack was placed."""
@@ -114,6 +121,7 @@ class SweepObserver(TrialProgressCallback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A pack ran out of steps or lanes, was stopped, or given up."""
         self.running.discard(trial.config["pack"])
+        self._again.discard(trial.config["pack"])
         self._progress.left(trial.config["pack"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

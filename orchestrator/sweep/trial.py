@@ -19,10 +19,12 @@ from altgrad.training.data import Corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
 from orchestrator.corpus import corpus_of
-from orchestrator.results.journal import load_plan
+from orchestrator.results.holes import first_missing
+from orchestrator.results.journal import Journal, SweepState, load_plan
 from orchestrator.results.store import ChunkWriter, Store, next_attempt
 from orchestrator.sweep.checkpoints import ASKED, Latest, latest_checkpoint, save_checkpoint
 from orchestrator.sweep.control import ControlRanks
+from orchestrator.sweep.decided import DecidedBefore, decided_before
 from orchestrator.sweep.halving import nuisance_setting
 from orchestrator.sweep.pack_rules import PackRules
 from orchestrator.sweep.retries import PackError, words_of
@@ -58,11 +60,14 @@ def _train_pack(config: Mapping[str, Any], store: Store, attempt: int) -> None:
     pack = next(pack for pack in plan["packs"] if pack["pack"] == config["pack"])
     lanes = {lane["key"]: RunConfig.from_dict(lane["config"]) for lane in pack["lanes"]}
     corpus = _checked_corpus(next(iter(lanes.values())), plan["corpus"])
-    found = latest_checkpoint(store, pack["pack"])
+    known = SweepState.from_records(plan, Journal(store).read()).lanes
+    # Rows that a damaged chunk held are measured again: nothing that comes after them may be the beginning.
+    found = latest_checkpoint(store, pack["pack"], before=first_missing(store, pack["pack"], known))
+    decided = decided_before([known[key] for key in lanes])
     wandb = plan["space"]["wandb"]
     tracker = Tracker(config["wandb"], Path(config["wandb_folder"]), wandb["project"], wandb["entity"], plan["name"])
     try:
-        run = PackRun(store, plan, pack, attempt, lanes, tracker, found)
+        run = PackRun(store, plan, pack, attempt, lanes, tracker, found, decided)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         train(
             list(lanes.values()),
@@ -102,7 +107,9 @@ class PackRun:
         lanes: Mapping[str, RunConfig],
         tracker: Tracker,
         found: Latest,
+        decided: DecidedBefore | None = None,
     ) -> None:
+        """``decided``: how every lane ended, where a pack that was finished trains again."""
         self._store, self._pack, self._lanes, self._tracker = store, pack["pack"], lanes, tracker
         self._attempt = attempt
         self._writer = ChunkWriter(store, self._pack, attempt)
@@ -119,7 +126,7 @@ class PackRun:
         #: The driver asked for a checkpoint: from then on every report has one.
         self._asked = False
         audited = [end["key"] for end in self._ended if end.get("audited")]
-        self._rules = PackRules(plan, pack, lanes, self._done, audited)
+        self._rules = decided or PackRules(plan, pack, lanes, self._done, audited)
         rules = plan["space"]["early_terminate"]
         policy = LanePolicy(**{field.name: rules[field.name] for field in dataclasses.fields(LanePolicy)})
         control = _control(store, plan, pack)

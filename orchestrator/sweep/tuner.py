@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,14 @@ class SweepOutcome:
     damaged: dict[str, str]
 
 
-def run_sweep(plan: Plan, store: Store, progress: Progress, caught: Caught, address: str | None = None) -> SweepOutcome:
+def run_sweep(
+    plan: Plan,
+    store: Store,
+    progress: Progress,
+    caught: Caught,
+    address: str | None = None,
+    again: Collection[str] = (),
+) -> SweepOutcome:
     """Run every unfinished pack of a planned sweep.
 
     Args:
@@ -57,6 +65,7 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, caught: Caught, addr
         progress: hears of everything that happens.
         caught: knows of the signal that ends it.
         address: of a running Ray cluster; None starts Ray on this machine for as long as the sweep runs.
+        again: finished packs to train once more, because rows of theirs are lost.
 
     Returns:
         What ended it, and what failed. Everything else is in the journal and the chunks.
@@ -71,18 +80,20 @@ def run_sweep(plan: Plan, store: Store, progress: Progress, caught: Caught, addr
     journal = Journal(store)
     records = journal.read()
     state = SweepState.from_records(plan.to_dict(), records)
-    observer = SweepObserver(state, journal, progress, plan.spec.max_failures, plan.spec.max_consecutive_failures)
+    packs = [pack for pack in plan.packs if pack.pack in {*state.unfinished, *again}]
+    names = [pack.pack for pack in packs]
+    limits = (plan.spec.max_failures, plan.spec.max_consecutive_failures)
+    observer = SweepObserver(state, journal, progress, *limits, again=set(names) - set(state.unfinished))
     departure = Departure(store, caught, observer, progress)
-    packs = [pack for pack in plan.packs if pack.pack in state.unfinished]
     with room_on_disk(store, observer):
         journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": _versions()})
-        delete_checkpoints(store, set(state.attempts) - set(state.unfinished))
+        delete_checkpoints(store, set(state.attempts) - set(names))
         progress.say("starting Ray")
         with ray_here(address, caught):
             progress.say("placing the first trials")
             resources = room_for(packs, plan.spec.resources, plan.corpus["vocabulary"], address)
             asha = refilled(plan, records)
-            tuner = _tuner(plan, store, state.unfinished, asha, observer, departure, wandb, resources)
+            tuner = _tuner(plan, store, names, asha, observer, departure, wandb, resources)
             with departure.answered():
                 tuner.fit()
             progress.say("letting Ray go")
