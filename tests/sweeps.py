@@ -43,9 +43,10 @@ def query(run: Path, sql: str) -> list[dict]:
 
 
 def records(run: Path) -> list[dict]:
-    """The journal as it stands."""
+    """The whole lines of the journal as it stands."""
     path = run / "journal.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def interrupt(

@@ -1,5 +1,6 @@
 """What fails around a trial, through the command: said in a line, tried again where that helps, never a traceback."""
 
+import contextlib
 import json
 import os
 import re
@@ -48,15 +49,13 @@ def workers(driver: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A sweep of which one pack cannot be run: in its plan on disk, as the workers read it, a format is garbled."""
+    """A sweep of which one pack cannot be run: in two attempts, a folder stands where its first rows are to go."""
     folder = tmp_path_factory.mktemp("broken")
     (folder / "space.yaml").write_text(SPACE)
     plan = json.loads(altgrad("plan", "space.yaml", "--json", cwd=folder).stdout)
-    for lane in plan["packs"][1]["lanes"]:
-        lane["config"]["format"] = "E4M4"
     run = folder / "runs" / "fragile"
-    run.mkdir(parents=True)
-    (run / "plan.json").write_text(json.dumps(plan))
+    for attempt in ("attempt-1", "attempt-2"):
+        (run / "packs" / plan["packs"][1]["pack"] / attempt / "steps-000001.parquet").mkdir(parents=True)
     return run, altgrad("sweep", "space.yaml", cwd=folder)
 
 
@@ -81,25 +80,27 @@ def test_a_failure_is_a_line_with_its_reason_and_no_traceback(
 ) -> None:
     run, ended = broken
     assert "Traceback" not in ended.stderr + ended.stdout
-    assert re.search(r"failed: E4M3 \(p001-\w+\): ConfigError: .*E4M4.*did you mean 'E4M3'", ended.stderr)
+    assert re.search(r"failed: E4M3 \(p001-\w+\): IsADirectoryError: .*steps-000001.parquet", ended.stderr)
     assert f"try them again with: altgrad resume {run}" in ended.stderr
     said = altgrad("status", run, "--json", cwd=run.parent)
     failed = [lane for lane in json.loads(said.stdout)["lanes"] if lane["status"] == "failed"]
     assert len(failed) == 2
-    assert all("E4M4" in lane["message"] for lane in failed)
+    assert all("steps-000001.parquet" in lane["message"] for lane in failed)
 
 
 @pytest.fixture(scope="module")
 def gone_on(
     broken: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The same sweep, its plan put right, gone on with to the end."""
+    """The same sweep, gone on with to the end; not before its plan can be read."""
     run, _ = broken
     plan = run / "plan.json"
+    written = plan.read_text()
+    plan.write_text(written.replace("E4M3", "E4M4"))
     garbled = altgrad("resume", run, cwd=run.parent)
     assert garbled.returncode == 5, garbled.stderr
-    assert "E4M4" in garbled.stderr
-    plan.write_text(plan.read_text().replace("E4M4", "E4M3"))
+    assert "unknown format 'E4M4'; did you mean 'E4M3'" in garbled.stderr
+    plan.write_text(written)
     resumed = altgrad("resume", run, cwd=run.parent)
     assert resumed.returncode == 0, resumed.stderr
     return run, resumed
@@ -201,11 +202,11 @@ def test_a_machine_without_memory_is_said_to_be_one_and_a_sweep_that_only_fails_
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of one megabyte."""
+    """A filesystem of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small filesystem: {mounted.stderr.strip()}")
@@ -217,14 +218,26 @@ def test_a_full_disk_ends_a_sweep_and_what_was_written_is_read_and_gone_on_with(
     small_disk: Path, repaired: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
-    run = small_disk / "fragile"
-    ended = altgrad("sweep", "space.yaml", "--storage", small_disk, cwd=tmp_path)
-    assert ended.returncode == 4, ended.stderr
-    assert f"error: no space is left for {run}" in ended.stderr
-    assert f"altgrad resume {run}" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    run, rest = small_disk / "fragile", small_disk / "rest"
+    command = [sys.executable, "-m", "orchestrator.cli", "sweep", "space.yaml", "--storage", str(small_disk)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 90
+        while not any(record["event"] == "reported" for record in records(run)):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no reports"
+            time.sleep(0.02)
+        with contextlib.suppress(OSError), rest.open("wb", buffering=0) as file:
+            while file.write(bytes(2**16)):
+                pass
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 4, said
+    assert f"error: no space is left for {run}" in said
+    assert f"altgrad resume {run}" in said
+    assert "Traceback" not in said
     assert len([record for record in records(run) if record["event"] == "pack_failed"]) <= 2, "it ended at once"
-    subprocess.run(["mount", "-o", "remount,size=32m", str(small_disk)], check=True)
+    rest.unlink()
     assert altgrad("matrix", run, cwd=tmp_path).returncode == 0
     (steps,) = query(run, "SELECT count(*) AS n, count(DISTINCT (key, step)) AS d FROM steps")
     assert 0 < steps["n"] == steps["d"]

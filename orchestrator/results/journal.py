@@ -21,12 +21,12 @@ PLAN_PATH = "plan.json"
 PLAN_VERSION = 1
 #: What a record may be about; its key ``event``.
 RECORD_KINDS: tuple[str, ...] = (
-    "plan_changed",
     "sweep_started",
+    "plan_changed",
     "pack_started",
     "reported",
-    "lane_ended",
     "lane_audited",
+    "lane_ended",
     "pack_failed",
     "checkpoint_damaged",
     "sweep_ended",

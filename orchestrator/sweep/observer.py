@@ -34,7 +34,7 @@ class SweepObserver(TrialProgressCallback):
         max_consecutive_failures: int,
         again: Collection[str] = (),
     ) -> None:
-        """The limits are those of `SweepSpec`; ``again``: finished packs that train once more for rows that are lost."""
+        """The limits are those of `SweepSpec`; ``again``: finished packs that train again for rows that are lost."""
         super().__init__()
         self._journal, self._progress = journal, progress
         self._max_failures, self._brake = max_failures, Brake(max_consecutive_failures)

@@ -42,7 +42,7 @@ def test_numbers_that_json_lacks_become_null_and_numpy_becomes_plain(local_store
 
 @pytest.mark.parametrize("record", [{}, {"event": "pack_strated"}])
 def test_an_unknown_record_is_refused(local_store: Store, record: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="known: sweep_started, pack_started"):
+    with pytest.raises(ValueError, match="known: sweep_started, plan_changed, pack_started"):
         Journal(local_store).append(record)
     assert local_store.list() == []
 

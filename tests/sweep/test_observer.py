@@ -151,9 +151,10 @@ def test_a_lane_that_its_pack_audited_is_recorded_once_beside_its_end(driver: Dr
             "warnings": 0,
             "lanes": 4,
             "val_loss": 3.0,
+            "damaged": [],
         }
         alive = driver.keys[pack] if not ended else others
-        driver.observer.on_trial_result(0, [], tune_trial(pack), {**result, "alive": alive, "ended": [audit, *ended]})
+        driver.observer.on_trial_result(0, [], tune_trial(pack), result | {"alive": alive, "ended": [audit, *ended]})
     assert [record["event"] for record in driver.journal.read() if record.get("key") == spared] == [
         "lane_audited",
         "lane_ended",

@@ -94,7 +94,7 @@ def test_the_driver_waits_for_a_pack_that_trains_again_and_records_no_end_twice(
     trial = tune_trial(pack.pack)
     observer.on_trial_start(0, [], trial)
     result = {"step": 80, "attempt": 2, "seconds": 1.0, "resumed_at": 0, "warnings": 0, "lanes": 0, "alive": []}
-    observer.on_trial_result(0, [], trial, {**result, "ended": ends})
+    observer.on_trial_result(0, [], trial, {**result, "ended": ends, "damaged": []})
     assert pack.pack in observer.unfinished, "a signal now leaves it half way"
     observer.on_trial_complete(0, [], trial)
     assert pack.pack not in observer.unfinished
