@@ -9,6 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.results.consolidate import consolidate
+from orchestrator.results.queries import query as ask
+from orchestrator.results.store import Store
+
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "search_spaces" / "smoke.yaml"
 
@@ -36,10 +40,10 @@ def altgrad(
 
 
 def query(run: Path, sql: str) -> list[dict]:
-    """Rows of a query, asked of the command."""
-    answer = altgrad("query", run, sql, "--format", "json", cwd=run.parent)
-    assert answer.returncode == 0, answer.stderr
-    return json.loads(answer.stdout)
+    """Rows of a query, as ``altgrad query --format json`` has them."""
+    store = Store.open(run)
+    consolidate(store)
+    return json.loads(json.dumps(ask(store, sql).to_pylist(), default=str))
 
 
 def records(run: Path) -> list[dict]:

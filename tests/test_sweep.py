@@ -84,9 +84,8 @@ def test_a_finished_sweep_is_not_run_again(undisturbed: tuple[Path, str]) -> Non
         ([signal.SIGINT], 130),
         ([signal.SIGTERM], 143),
         ([signal.SIGINT, signal.SIGINT], 130),
-        ([signal.SIGKILL], -9),
     ],
-    ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice", "SIGKILL"],
+    ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice"],
 )
 def test_an_interrupted_sweep_resumes_to_the_same_rows(
     signals: list[signal.Signals], code: int, undisturbed: tuple[Path, str], tmp_path: Path
@@ -94,9 +93,8 @@ def test_an_interrupted_sweep_resumes_to_the_same_rows(
     run = tmp_path / "runs" / "smoke"
     ended = interrupt(["sweep", SMOKE, *LONGER], run, signals, reports=8, cwd=tmp_path)
     assert ended.returncode == code, ended.stderr
-    if code != -9:
-        assert "Traceback" not in ended.stderr
-        assert f"altgrad resume {run}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"altgrad resume {run}" in ended.stderr
     resumed = altgrad("resume", run, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     for table in ("steps", "layers"):

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.chaos.loop import FAULTS, Chaos
-from tests.chaos.nodes import Nodes
+from tests.chaos.two_nodes import Nodes
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.terminal import ENVIRONMENT
 from tests.chaos.faults import AT_REST, Disk, kill_a_worker
 from tests.chaos.invariants import Kept, broken_at_the_end, broken_on_the_way
-from tests.chaos.nodes import Nodes
+from tests.chaos.two_nodes import Nodes
 from tests.sweeps import altgrad, environment
 
 SPACE = Path(__file__).parent / "space.yaml"

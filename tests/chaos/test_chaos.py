@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.loop import TOO_LATE, Chaos
-from tests.chaos.nodes import Nodes
+from tests.chaos.two_nodes import Nodes
 
 #: With this seed the second, third and fourth fault find a run that was cut off, and the fourth is gone on with.
 SEED = 5876

@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine, in a process of its own: a head, and a second node that can be lost.
 
-``python -m tests.chaos.nodes`` prints the address, then answers each line of its input: ``kill`` ends every process of
+``python -m tests.chaos.two_nodes`` prints the address, then answers each line of its input: ``kill`` ends every process of
 the second node at once, ``add`` brings one up. It lets go of everything when its input ends.
 """
 
@@ -21,7 +21,7 @@ class Nodes:
         """``folder``: for Ray's logs and sockets, with a short path."""
         with (folder / "nodes.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.nodes"],
+                [sys.executable, "-m", "tests.chaos.two_nodes"],
                 cwd=ROOT,
                 env=environment(folder) | {"RAY_TMPDIR": str(folder)},
                 stdin=subprocess.PIPE,
