@@ -163,7 +163,8 @@ class SweepState:
 
     def _driver_changed(self, record: Mapping[str, Any]) -> None:
         started = record["event"] == "sweep_started"
-        self.driver = (str(record.get("host")), int(record.get("pid") or 0)) if started else None
+        pid = record.get("pid")
+        self.driver = (str(record.get("host")), pid if isinstance(pid, int) else 0) if started else None
         for lane in self.lanes.values():
             if lane.status == "running":
                 lane.status = "planned"

@@ -1,14 +1,14 @@
 """What the chunks of a run say that its journal does not: a journal that lost lines, or all of it, is completed.
 
-A worker writes its rows before the driver hears of them, so what a chunk says has happened. What the driver alone
-decided, the stops of whole packs, is found again where the dataset has kept it.
+A worker writes its rows before the driver hears of them, those of steps last: where these are, the report is whole, and
+has happened. What the driver alone decided, the stops of whole packs, is found again where the dataset has kept it.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from orchestrator.results.journal import SweepState
@@ -41,6 +41,7 @@ def missing_records(store: Store, plan: Mapping[str, Any], records: Iterable[Map
     for pack in plan["packs"]:
         if pack["pack"] in state.unfinished:
             known = {lane.key for lane in state.lanes.values() if lane.status == "finished"}
+            known |= {f"{lane.key} audited" for lane in state.lanes.values() if lane.audited is not None}
             missing += _Pack(store, plan, pack).missing(
                 known, reported[pack["pack"]], state.attempts.get(pack["pack"], 0)
             )
@@ -64,62 +65,88 @@ class _Pack:
         self._store, self._pack, self._metric = store, pack["pack"], plan["metric"]["name"]
         self._steps = {lane["key"]: lane["config"]["steps"] for lane in pack["lanes"]}
         self._rows = [_Row(**row) for row in self._read("steps", _STEPS)]
+        whole = {(row.key, row.attempt, row.step) for row in self._rows}
         events = self._read("events", _EVENTS)
         #: What the worker decided; the dataset also has what the driver did.
-        self._own = [event for event in events if event["kind"] in END_REASONS]
+        self._own = [event for event in events if (event["key"], event["attempt"], event["step"]) in whole]
+        self._kept = self._read_table(f"dataset/events/{self._pack}.parquet", "events", _EVENTS)
         #: The newest attempt of each lane: what an older one came to holds no more.
         self._newest = {row.key: row.attempt for row in sorted(self._rows, key=lambda row: row.attempt)}
 
-    def missing(self, ended: set[str], reported: set[tuple[int, int]], attempts: int) -> list[Record]:
-        """Records to add for a journal that knows of these ends, reports (attempt and step) and number of attempts."""
+    def missing(self, known: set[str], reported: set[tuple[int, int]], attempts: int) -> list[Record]:
+        """Records to add for a journal that knows of these.
+
+        Args:
+            known: keys of lanes that ended, and ``<key> audited``.
+            reported: attempt and step of each report.
+            attempts: how many began.
+        """
         if not self._rows:
             return []
-        ends = self._ends()
+        audits, ends = self._audits(), self._ends()
         found = [record for record in self._reports() if (record["attempt"], record["step"]) not in reported]
-        found += [end for key, end in ends.items() if key not in ended]
+        found += [audit for key, audit in audits.items() if f"{key} audited" not in known]
+        found += [end for key, end in ends.items() if key not in known]
         newest = max(self._newest.values())
         if newest > attempts:
             found.insert(0, {"event": "pack_started", "pack": self._pack, "attempt": newest})
         return found
 
+    def _audits(self) -> dict[str, Record]:
+        """What would have ended each lane that an audit spared."""
+        audits: dict[str, Record] = {}
+        for event in (event for event in (*self._own, *self._kept) if event["kind"] == "audited"):
+            if event["key"] not in audits:
+                reason, _, message = event["message"].partition(": ")
+                audit = self._decided({**event, "kind": reason, "message": message})
+                audits[event["key"]] = {**audit, "event": "lane_audited"}
+        return audits
+
     def _ends(self) -> dict[str, Record]:
         """The end of every lane whose newest attempt came to one."""
-        kept = self._read_table(f"dataset/events/{self._pack}.parquet", "events", _EVENTS)
         measured = {(row["key"], row["attempt"], row["step"]) for row in self._read("layers", _LAYERS)}
         ends = {}
         for row in self._rows:
             at = (row.key, row.attempt, row.step)
             # Its last chunks are all there, and it had not diverged.
-            whole = row.step == self._steps[row.key] and row.loss is not None and at in measured
+            whole = row.step == self._steps[row.key] and None not in (row.loss, row.val_loss) and at in measured
             if whole and row.attempt == self._newest[row.key]:
-                ends[row.key] = self._end(*at, "completed", message=f"all {row.step} steps")
-        for event in (*self._own, *(event for event in kept if event["kind"] in END_REASONS)):
+                event = dict.fromkeys(_EVENTS) | {"kind": "completed", "message": f"all {row.step} steps"}
+                end = self._decided(event | {"key": row.key, "attempt": row.attempt, "step": row.step})
+                ends[row.key] = {name: value for name, value in end.items() if value is not None}
+        for event in (event for event in (*self._own, *self._kept) if event["kind"] in END_REASONS):
             if event["attempt"] >= self._newest.get(event["key"], 1):
-                numbers = {name: event[name] for name in ("value", "reference", "threshold", "message")}
-                ends[event["key"]] = self._end(event["key"], event["attempt"], event["step"], event["kind"], **numbers)
+                ends[event["key"]] = self._decided(event)
         return ends
 
-    def _end(self, key: str, attempt: int, step: int, reason: str, **numbers: Any) -> Record:
-        end = {"key": key, "attempt": attempt, "reason": reason, "step": step}
+    def _decided(self, event: Mapping[str, Any]) -> Record:
+        end = {"key": event["key"], "attempt": event["attempt"], "reason": event["kind"], "step": event["step"]}
+        numbers = {name: event[name] for name in ("value", "reference", "threshold", "message")}
         return {"event": "lane_ended", "pack": self._pack, **end, **numbers}
 
     def _reports(self) -> list[Record]:
-        """A record for every report, with the mean over the lanes that lived after it."""
-        lost = {(event["key"], event["attempt"], event["step"]) for event in self._own}
-        values: dict[tuple[int, int], list[float]] = defaultdict(list)
+        """A record for every report, with the mean over the lanes that lived after it and counted."""
+        lost = {(e["key"], e["attempt"], e["step"]) for e in self._own if e["kind"] in END_REASONS}
+        spared = {key: audit["step"] for key, audit in self._audits().items()}
+        values: dict[tuple[int, int], list[float]] = {(attempt, step): [] for _, attempt, step in sorted(lost)}
+        living: dict[tuple[int, int], int] = defaultdict(int)
         for row in self._rows:
             value = row.val_loss if self._metric == "val_loss" else row.loss
-            if row.val_loss is not None and value is not None and (row.key, row.attempt, row.step) not in lost:
-                values[row.attempt, row.step].append(value)
+            if row.val_loss is None or value is None or (row.key, row.attempt, row.step) in lost:
+                continue
+            counted = values.setdefault((row.attempt, row.step), [])
+            living[row.attempt, row.step] += 1
+            if row.step < spared.get(row.key, row.step + 1):
+                counted.append(value)
         return [
             {
                 "event": "reported",
                 "pack": self._pack,
-                "attempt": attempt,
-                "step": step,
-                "metrics": {self._metric: float(np.mean(found)), "lanes": len(found)},
+                "attempt": at[0],
+                "step": at[1],
+                "metrics": {"lanes": living[at]} | ({self._metric: fmean(found)} if found else {"lost": True}),
             }
-            for (attempt, step), found in sorted(values.items())
+            for at, found in sorted(values.items())
         ]
 
     def _read(self, table: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -28,8 +28,11 @@ class DecidedBefore:
         diverged = {key: decision for key, decision in lost.items() if decision and decision.reason == "diverged"}
         return diverged | {key: end for key, end in self._ends.items() if key in lost and end.step == step}
 
+    #: The pack is held against no other again.
+    judged = False
+
     def mean(self, values: Mapping[str, float]) -> None:
-        """Nothing: the pack is not judged again."""
+        """Nothing to hold against others."""
 
 
 def decided_before(lanes: Sequence[LaneState]) -> DecidedBefore | None:

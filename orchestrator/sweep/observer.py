@@ -96,7 +96,7 @@ class SweepObserver(TrialProgressCallback):
             if self.damaged.get(damage["checkpoint"]) != damage["message"]:
                 self.damaged[damage["checkpoint"]] = damage["message"]
                 self._journal.append({"event": "checkpoint_damaged", "pack": pack, **damage})
-        metrics = {name: result[name] for name in ("loss", "val_loss", "warnings", "lanes") if name in result}
+        metrics = {name: result[name] for name in ("loss", "val_loss", "warnings", "lanes", "lost") if name in result}
         self._journal.append(
             {
                 "event": "reported",

@@ -18,6 +18,9 @@ class PackRules:
     would tell nothing. Controls are never audited, for others are held against what is left of them.
     """
 
+    #: The pack is held against others.
+    judged = True
+
     def __init__(
         self,
         plan: Mapping[str, Any],

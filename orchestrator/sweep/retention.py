@@ -1,5 +1,6 @@
 """Checkpoints of packs that have ended are deleted: they serve resuming alone, and would be most of a run's bytes."""
 
+import contextlib
 import re
 from collections.abc import Collection
 from typing import Any
@@ -24,17 +25,18 @@ class Retention(Callback):
         return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A pack ran out of steps or lanes, was stopped, or was interrupted."""
+        """A pack ran out of steps or lanes, was stopped, or was given up."""
         pack = trial.config["pack"]
         if pack not in self._observer.unfinished and pack not in self._observer.failed:
             delete_checkpoints(self._store, [pack])
 
 
 def delete_checkpoints(store: Store, packs: Collection[str]) -> None:
-    """Delete every checkpoint of these packs."""
+    """Delete every checkpoint of these packs, as far as the storage lets it: what is left goes at the next start."""
     if not packs:
         return
-    paths = store.list("packs" if len(packs) > 1 else f"packs/{next(iter(packs))}")
-    matches = filter(None, map(_CHECKPOINT.fullmatch, paths))
-    for folder in sorted({match[1] for match in matches if match[2] in packs}):
-        store.delete(folder)
+    with contextlib.suppress(OSError):
+        paths = store.list("packs" if len(packs) > 1 else f"packs/{next(iter(packs))}")
+        matches = filter(None, map(_CHECKPOINT.fullmatch, paths))
+        for folder in sorted({match[1] for match in matches if match[2] in packs}):
+            store.delete(folder)

@@ -39,12 +39,14 @@ def judge(
         group: where the pack competes.
         pack: its id.
         step: steps done.
-        metrics: the numbers it reported. A pack that reports no ``metric`` has no living lane left: it is lost.
+        metrics: the numbers it reported; ``lost`` where no lane of it lives that counts. One that trains again reports
+            neither that nor the metric, and is not judged again.
         metric: the one to judge by.
         mode: ``min`` or ``max``; in the decisions of a ``max`` sweep the metric appears negated.
     """
-    if metric not in metrics:
+    if metrics.get("lost"):
         asha.lose(pack)
+    if metric not in metrics:
         return None
     value = metrics[metric]
     sign = 1.0 if mode == "min" else -1.0

@@ -143,9 +143,6 @@ class PackRun:
 
     def report(self, step: int, rows: Rows) -> set[str]:
         """Keep the rows, judge the lanes, report; the keys of lanes that end here."""
-        self._writer.append("steps", rows.steps)
-        self._writer.append("layers", rows.layers)
-        self._tracker.log(rows.steps, rows.layers)
         verdicts = {key: judge.judge(step, *lane_rows(rows, key)) for key, judge in self._judges.items()}
         values = {key: getattr(verdict.report, self._metric) for key, verdict in verdicts.items()}
         decisions = self._rules.decide(step, {key: verdict.decision for key, verdict in verdicts.items()}, values)
@@ -153,7 +150,11 @@ class PackRun:
         self._ended += [_end_record(key, decision) for key, decision in decisions.items() if decision.audited]
         self._judges = {key: judge for key, judge in self._judges.items() if key not in ended}
         for key, verdict in verdicts.items():
-            self._keep_events(key, verdict._replace(decision=ended.get(key)))
+            self._keep_events(key, verdict._replace(decision=decisions.get(key)))
+        # Rows of steps come last: where they are, everything of the report is.
+        self._writer.append("layers", rows.layers)
+        self._writer.append("steps", rows.steps)
+        self._tracker.log(rows.steps, rows.layers)
         ends = [_end_record(key, decision) for key, decision in ended.items()]
         if step == next(iter(self._lanes.values())).steps:
             ends += [_completed_record(key, step) for key in self._judges]
@@ -179,8 +180,9 @@ class PackRun:
         }
         mean = self._rules.mean({key: getattr(verdicts[key].report, self._metric) for key in self._judges})
         if mean is not None:
-            # Without living lanes a pack reports no metric: its lanes ended by themselves, and ASHA has no say.
             result[self._metric] = mean
+        elif self._rules.judged:
+            result["lost"] = True
         return result
 
     def checkpoint_wanted(self) -> bool:

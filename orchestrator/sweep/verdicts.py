@@ -94,14 +94,15 @@ def lane_rows(rows: Rows, key: str) -> tuple[dict[str, np.ndarray], dict[str, np
 
 
 def event_columns(key: str, verdict: Verdict, time: Any) -> dict[str, list[Any]]:
-    """Rows of the events table: the warnings and the end of one lane at one report."""
+    """Rows of the events table: the warnings of one lane at one report, and its end or the audit that spares it."""
     rows: list[Sequence[Any]] = [
         (check.step, "rank_warning", w.matrix, w.value, w.reference, w.threshold, w.message)
         for check in verdict.report.rank_checks
         for w in check.warnings
     ]
     if (end := verdict.decision) is not None:
-        rows.append((end.step, end.reason, None, end.value, end.reference, end.threshold, end.message))
+        kind, message = ("audited", f"{end.reason}: {end.message}") if end.audited else (end.reason, end.message)
+        rows.append((end.step, kind, None, end.value, end.reference, end.threshold, message))
     names = ("step", "kind", "matrix", "value", "reference", "threshold", "message")
     columns: dict[str, list[Any]] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     return {"key": [key] * len(rows), "time": [time] * len(rows), **columns}

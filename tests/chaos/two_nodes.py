@@ -1,7 +1,7 @@
 """A Ray cluster of two nodes on this machine, in a process of its own: a head, and a second node that can be lost.
 
-``python -m tests.chaos.two_nodes`` prints the address, then answers each line of its input: ``kill`` ends every process of
-the second node at once, ``add`` brings one up. It lets go of everything when its input ends.
+``python -m tests.chaos.two_nodes`` prints the address, then answers each line of its input: ``kill`` ends every process
+of the second node at once, ``add`` brings one up. It lets go of everything when its input ends.
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """A journal that lost lines, or all of it, is completed from the chunks: the sweep stands where it stood."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -19,29 +19,42 @@ class Worker:
 
     def __init__(self, sweep: Sweep, pack: dict[str, Any], attempt: int = 1, done: int = 0) -> None:
         self.sweep, self.pack, self.attempt, self.step = sweep, pack, attempt, done
+        self.spared: set[str] = set()
         self.writer = ChunkWriter(sweep.store, pack["pack"], attempt)
         sweep.journal.append({"event": "pack_started", "pack": pack["pack"]})
 
-    def report(self, losses: Mapping[str, float | None], ends: Mapping[str, str] | None = None) -> None:
-        """Ten more steps of the lanes with a loss here; some end by a decision of the pack, all at the last step."""
+    def report(
+        self, losses: Mapping[str, float | None], ends: Mapping[str, str] | None = None, spared: Sequence[str] = ()
+    ) -> None:
+        """Ten more steps of the lanes with a loss here; some end by a decision of the pack, all at the last step.
+
+        ``spared``: lanes that would end, and are audited.
+        """
         ends, steps = ends or {}, range(self.step + 1, self.step + 11)
         self.step += 10
         at = {"key": [key for key in losses for _ in steps], "step": [*steps] * len(losses)}
         values = [losses[key] if step == self.step else None for key in losses for step in steps]
         training = [losses[key] if step == self.step else 4.0 for key in losses for step in steps]
-        self.writer.append("steps", {**at, "loss": training, "val_loss": values})
-        self.writer.append("layers", {**at, "matrix": ["wte"] * len(at["step"])})
         numbers = {"value": 1.5, "reference": 1.0, "threshold": None}
         for key, reason in ends.items():
             message = f"{reason} at {self.step}"
             row = {"key": key, "step": self.step, "kind": reason, "message": message, **numbers}
             self.writer.append("events", {name: [value] for name, value in row.items()})
-        living = [loss for key, loss in losses.items() if key not in ends and loss is not None]
-        if living:
-            metrics = {"val_loss": sum(living) / len(living), "lanes": len(living)}
-            self.sweep.journal.append(
-                {**self._of("reported"), "attempt": self.attempt, "step": self.step, "metrics": metrics}
-            )
+        for key in spared:
+            row = {"key": key, "step": self.step, "kind": "audited", "message": f"asha: {self.step}", **numbers}
+            self.writer.append("events", {name: [value] for name, value in row.items()})
+        self.spared |= set(spared)
+        self.writer.append("layers", {**at, "matrix": ["wte"] * len(at["step"])})
+        self.writer.append("steps", {**at, "loss": training, "val_loss": values})
+        living = {key: loss for key, loss in losses.items() if key not in ends and loss is not None}
+        counted = [loss for key, loss in living.items() if key not in self.spared]
+        metrics = {"lanes": len(living)} | ({"val_loss": sum(counted) / len(counted)} if counted else {"lost": True})
+        self.sweep.journal.append(
+            {**self._of("reported"), "attempt": self.attempt, "step": self.step, "metrics": metrics}
+        )
+        for key in spared:
+            audit = {"key": key, "reason": "asha", "step": self.step, "message": f"{self.step}", **numbers}
+            self.sweep.journal.append({**self._of("lane_audited"), **audit})
         for key, reason in ends.items():
             self._end(key, reason, message=f"{reason} at {self.step}", **numbers)
         if self.step == LAST:
@@ -65,6 +78,7 @@ def standing(sweep: Sweep, records: list[dict[str, Any]]) -> dict[str, Any]:
     state = SweepState.from_records(sweep.plan, records)
     lanes = {
         key: (lane.status, lane.reason, lane.step, lane.message, lane.value, lane.reference, lane.attempt)
+        + ((lane.audited["reason"], lane.audited["step"]) if lane.audited else ())
         for key, lane in state.lanes.items()
         if lane.status == "finished"
     }
@@ -180,3 +194,41 @@ def test_a_lane_whose_last_loss_is_no_number_has_not_completed(sweep: Sweep) -> 
     pack = sweep.add_pack(1, steps=10)
     Worker(sweep, pack).report({pack["lanes"][0]["key"]: None})
     assert standing(sweep, completed(sweep, []))["unfinished"] == [pack["pack"]]
+
+
+def test_a_report_in_which_the_last_lane_was_lost_is_told_as_such(sweep: Sweep) -> None:
+    """Else what it had measured before would go on counting on the rungs."""
+    pack = sweep.add_pack(1, steps=LAST)
+    key = pack["lanes"][0]["key"]
+    worker = Worker(sweep, pack)
+    worker.report({key: 3.0})
+    worker.report({key: None}, {key: "diverged"})
+    reports = [record for record in completed(sweep, []) if record["event"] == "reported"]
+    assert [record["metrics"] for record in reports] == [{"lanes": 1, "val_loss": 3.0}, {"lanes": 0, "lost": True}]
+
+
+def test_audits_are_told_again_and_count_in_no_mean(sweep: Sweep) -> None:
+    pack = sweep.add_pack(2, steps=LAST)
+    a, b = (lane["key"] for lane in pack["lanes"])
+    worker = Worker(sweep, pack)
+    worker.report({a: 2.0, b: 4.0})
+    for spared in ([b], [], []):
+        worker.report({a: 2.0, b: 4.0}, spared=spared)
+    whole = standing(sweep, sweep.journal.read())
+    assert whole["lanes"][b][-2:] == ("asha", 20)
+    found = completed(sweep, [])
+    assert standing(sweep, found) == whole
+    means = [record["metrics"]["val_loss"] for record in found if record["event"] == "reported"]
+    assert means == [3.0, 2.0, 2.0, 2.0]
+
+
+def test_what_was_decided_at_a_report_that_was_cut_off_has_not_happened(sweep: Sweep) -> None:
+    pack = sweep.add_pack(1, steps=LAST)
+    key = pack["lanes"][0]["key"]
+    worker = Worker(sweep, pack)
+    worker.report({key: 3.0})
+    worker.report({key: 3.0}, {key: "rank_collapse"})
+    sweep.store.delete(f"packs/{pack['pack']}/attempt-1/steps-000001.parquet")
+    found = completed(sweep, [])
+    assert [record["step"] for record in found if record["event"] == "reported"] == [10]
+    assert standing(sweep, found)["unfinished"] == [pack["pack"]]

@@ -130,7 +130,8 @@ def play(sweep: MadeSweep, made: MadePack, interrupted_after: int | None = None,
         mean = rules.mean({key: reports[key].val_loss for key in watches})
         told = [
             *told[:i],
-            {"step": step, "alive": [*watches], "ended": ended} | ({} if mean is None else {"val_loss": mean}),
+            {"step": step, "alive": [*watches], "ended": ended}
+            | ({"lost": True} if mean is None else {"val_loss": mean}),
         ]
         if i == checkpoint:
             kept = json.dumps([{key: watch.state() for key, watch in watches.items()}, ended, step])
@@ -169,7 +170,7 @@ class Driver:
         """A report arrives; whether the pack is to go on."""
         trial = SimpleNamespace(config={"pack": pack})
         answer = self.scheduler.on_trial_result(None, trial, result)
-        metrics = {"val_loss": result["val_loss"]} if "val_loss" in result else {}
+        metrics = {name: result[name] for name in ("val_loss", "lost") if name in result}
         self.journal.append({"event": "reported", "pack": pack, "step": result["step"], "metrics": metrics})
         return answer == TrialScheduler.CONTINUE
 

@@ -55,14 +55,14 @@ def verdict(heard: list[dict], now: dict, stopped: dict[str, int], eta: float) -
     pack, step = now["pack"], now["step"]
     rungs = [rung for rung in sorted({round(10 * eta**k) for k in range(20)}) if rung < STEPS]
     reached = max((rung for rung in rungs if rung <= step), default=None)
-    repeated = any(r["step"] >= step for r in heard if r["pack"] == pack and r["metrics"])
-    if not now["metrics"] or pack in stopped or reached is None or repeated or step >= STEPS:
+    repeated = any(r["step"] >= step for r in heard if r["pack"] == pack and "val_loss" in r["metrics"])
+    if "lost" in now["metrics"] or pack in stopped or reached is None or repeated or step >= STEPS:
         return False, None
-    lost = {r["pack"] for r in heard if not r["metrics"]}
+    lost = {r["pack"] for r in heard if "lost" in r["metrics"]}
     on_rung: dict[str, tuple[int, float]] = {}
     for record in [*heard, now]:
         other, at = record["pack"], record["step"]
-        counts = record["metrics"] and reached <= at <= stopped.get(other, STEPS)
+        counts = "val_loss" in record["metrics"] and reached <= at <= stopped.get(other, STEPS)
         if counts and at <= on_rung.get(other, (STEPS, 0.0))[0]:
             on_rung[other] = at, record["metrics"]["val_loss"]
     values = [value for other, (_, value) in on_rung.items() if other not in lost]
@@ -97,7 +97,7 @@ def test_no_pack_is_stopped_but_for_a_better_one_that_was_not_lost_by_then(repla
     sign = 1.0 if replayed.sweep.plan.spec.metric.goal == "minimize" else -1.0
     for pack, (position, decision) in replayed.driver.decisions.items():
         before = [record for record in journal[:position] if groups[record["pack"]] == groups[pack]]
-        lost = {record["pack"] for record in before if not record["metrics"]}
+        lost = {record["pack"] for record in before if "lost" in record["metrics"]}
         rivals = [sign * r["metrics"]["val_loss"] for r in before if r["pack"] not in {pack, *lost} and r["step"] >= 10]
         assert min(rivals) < decision.value
 
