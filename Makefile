@@ -11,7 +11,7 @@ sweep: .venv/ready
 	$(BIN)/altgrad sweep $(SPACE)
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 check: lint types directions test
 

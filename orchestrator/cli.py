@@ -406,7 +406,8 @@ def _preflight(store: "Store", address: str | None) -> "Check":
 
     def check(planned: "Plan", state: "SweepState") -> None:
         try:
-            warning = check_disk(planned, state, store, None if address else packs_at_once(planned))
+            # How many packs a cluster runs at once is not known yet: one, at least.
+            warning = check_disk(planned, state, store, 1 if address else packs_at_once(planned))
         except PreflightError as error:
             raise UnfitError(str(error)) from error
         if warning:

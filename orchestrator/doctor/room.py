@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 from orchestrator.doctor.finding import Finding
+from orchestrator.preflight import nearest_folder
 from orchestrator.results.store import Store
 
 _GIB = 2**30
@@ -18,7 +19,7 @@ def writable(storage: str) -> Finding:
         advice = "check the address, this machine's rights there and its way to it; or --storage FOLDER"
     try:
         # A folder that is not there yet is not made for this.
-        where = storage if "://" in storage else str(_nearest_folder(Path(storage)))
+        where = storage if "://" in storage else str(nearest_folder(Path(storage).expanduser()))
         store, name, content = Store.open(where), f"altgrad-doctor-{uuid.uuid4().hex}.txt", os.urandom(64)
         store.write_bytes(name, content)
         try:
@@ -26,7 +27,7 @@ def writable(storage: str) -> Finding:
         finally:
             store.delete(name)
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
         return Finding("storage", "fail", f"{storage}: {why}", advice)
     if found != content:
         return Finding("storage", "fail", f"{storage} gives back something else than was written", advice)
@@ -37,7 +38,7 @@ def disk(storage: str) -> Finding:
     """There is room for what sweeps write."""
     if "://" in storage:
         return Finding("disk", "ok", f"{storage} is no disk of this machine")
-    free = shutil.disk_usage(_nearest_folder(Path(storage))).free / _GIB
+    free = shutil.disk_usage(nearest_folder(Path(storage).expanduser())).free / _GIB
     found = f"{free:.1f} GiB free"
     if free < 0.25:
         return Finding(
@@ -46,8 +47,3 @@ def disk(storage: str) -> Finding:
     if free < 5:
         return Finding("disk", "warn", found, "large sweeps write gigabytes: altgrad plan says how much")
     return Finding("disk", "ok", found)
-
-
-def _nearest_folder(place: Path) -> Path:
-    """The folder itself, or the one in which it would be made."""
-    return next(folder for folder in (place.expanduser(), *place.expanduser().absolute().parents) if folder.exists())

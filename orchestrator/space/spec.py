@@ -87,7 +87,7 @@ class Resources:
 
     cpu: float = field(default=1.0, metadata={"above": 0})
     #: ``auto`` is settled when the sweep starts: 0 without a GPU, else the smallest share that holds the largest pack.
-    gpu: float | Literal["auto"] = field(default=0.0, metadata={"least": 0})
+    gpu: float | Literal["auto"] = field(default="auto", metadata={"least": 0})
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ def run_pack(config: Mapping[str, Any]) -> None:
     """Train one pack of a sweep: the trainable of Ray Tune.
 
     Args:
-        config: ``pack`` (its id), ``store`` (URI of the run's folder), ``threads`` (of PyTorch), ``wandb`` (mode),
-            ``wandb_folder``.
+        config: ``pack`` (its id), ``store`` (URI of the run's folder), ``threads`` (of PyTorch), ``device``,
+            ``wandb`` (mode), ``wandb_folder``.
 
     Raises:
         PackError: the pack could not be trained. The whole traceback is in the attempt's ``error.txt``.
@@ -68,13 +68,12 @@ def _train_pack(config: Mapping[str, Any], store: Store, attempt: int) -> None:
     tracker = Tracker(config["wandb"], Path(config["wandb_folder"]), wandb["project"], wandb["entity"], plan["name"])
     try:
         run = PackRun(store, plan, pack, attempt, lanes, tracker, found, decided)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         train(
             list(lanes.values()),
             run.report,
             keys=list(lanes),
             corpus=corpus,
-            device=device,
+            device=config["device"],
             save=run.save,
             wanted=run.checkpoint_wanted,
             resume=found.checkpoint,

@@ -139,6 +139,7 @@ def _tuner(
     fixed = {
         "store": store.uri,
         "threads": max(1, int(resources.cpu)),
+        "device": "cuda" if resources.gpu else "cpu",
         "wandb": wandb,
         "wandb_folder": str(_wandb_folder(store, spec.name)),
     }

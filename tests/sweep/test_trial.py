@@ -73,7 +73,7 @@ class Pack:
     def run(self, stop_at: int | None = None) -> list[dict[str, Any]]:
         """Run the pack, up to its report at a step or to its end; what it reported."""
         self.results, self._stop_at = [], stop_at
-        config = {"pack": self.pack.pack, "store": self.store.uri, "threads": 1}
+        config = {"pack": self.pack.pack, "store": self.store.uri, "threads": 1, "device": "cpu"}
         try:
             trial.run_pack({**config, "wandb": "disabled", "wandb_folder": self.store.uri})
         except Interrupted:
