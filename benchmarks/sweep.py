@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
@@ -186,7 +187,7 @@ def table(result: Mapping[str, Any], load: float) -> Table:
     """The figures for a person."""
     shown = Table("what", "figure", title=f"load average before: {load:.2f}", title_justify="left")
     for name, value in result.items():
-        shown.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+        shown.add_row(name, f"{value:.3f}" if isinstance(value, float) else escape(str(value)))
     return shown
 
 

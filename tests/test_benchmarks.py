@@ -270,23 +270,6 @@ def test_formats_are_taken_by_name_and_e4m3_joins_them() -> None:
         quantize.formats_of("E4M3,bf16")
 
 
-def test_sweep_holds_ours_against_plain_tune_and_against_training(text: Path, tmp_path: Path) -> None:
-    space = tmp_path / "tiny.yaml"
-    model = "{n_layer: 1, n_head: 1, n_embd: 16, block_size: 8}"
-    space.write_text(
-        f"name: tiny\nparameters: {{seed: {{values: [1, 2]}}}}\n"
-        f"run: {{format: fp32, optimizer: adamw, steps: 3, report_interval: 3, eval_batches: 1, model: {model}}}\n"
-        f"wandb: {{mode: disabled}}\n"
-    )
-    command = ["benchmarks.sweep", "--json", "--space", str(space), f"corpus={text}", "batch_size=2"]
-    result = last_line("-m", *command, timeout=280)
-    assert (result["trials"], result["packs"]) == (2, 1)
-    assert result["overrides"] == [f"corpus={text}", "batch_size=2"]
-    assert result["stock_over_ours"] == pytest.approx(result["stock_s"] / result["ours_s"])
-    beside_training = result["ours_s"] - result["training_s"]
-    assert 0 < result["orchestration_s_per_trial"] == pytest.approx(beside_training / 2)
-
-
 @pytest.mark.parametrize(
     ("memory", "expected"),
     [

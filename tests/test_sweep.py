@@ -82,10 +82,9 @@ def test_a_finished_sweep_is_not_run_again(undisturbed: tuple[Path, str]) -> Non
     ("signals", "code"),
     [
         ([signal.SIGINT], 130),
-        ([signal.SIGTERM], 143),
         ([signal.SIGINT, signal.SIGINT], 130),
     ],
-    ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice"],
+    ids=["Ctrl-C", "Ctrl-C twice"],
 )
 def test_an_interrupted_sweep_resumes_to_the_same_rows(
     signals: list[signal.Signals], code: int, undisturbed: tuple[Path, str], tmp_path: Path

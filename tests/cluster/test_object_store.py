@@ -141,13 +141,11 @@ def test_its_rows_are_those_of_a_sweep_on_a_disk(sweep: Sweep, bucket: Bucket, u
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["status"], "2 completed"),
         (["consolidate"], "0 files written"),
-        (["matrix"], "E4M3"),
         (["query", "SELECT count(*) AS n FROM trials"], "2"),
         (["resume"], "nothing is left to run"),
     ],
-    ids=["status", "consolidate", "matrix", "query", "resume"],
+    ids=["consolidate", "query", "resume"],
 )
 def test_it_is_read_where_it_lies(sweep: Sweep, command: list[str], said: str) -> None:
     name, *rest = command
