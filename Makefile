@@ -5,13 +5,17 @@ SEED ?= 1
 CYCLES ?= 50
 BIN := .venv/bin
 
-.PHONY: sweep test check lint types directions exhaustive chaos bench lock clean
+.PHONY: sweep test long check lint types directions exhaustive chaos bench lock clean
 
 sweep: .venv/ready
 	$(BIN)/altgrad sweep $(SPACE)
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not long"
+
+# Whole sweeps that the tests have no time for.
+long: .venv/ready
+	$(BIN)/python -m pytest -m long
 
 check: lint types directions test
 

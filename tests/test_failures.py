@@ -184,6 +184,7 @@ def test_workers_that_are_killed_are_replaced_as_often_as_it_takes_and_nothing_i
         assert query(run, rows) == query(repaired, rows)
 
 
+@pytest.mark.long
 def test_a_machine_without_memory_is_said_to_be_one_and_a_sweep_that_only_fails_is_ended(tmp_path: Path) -> None:
     """Ray kills every worker where a thousandth of the memory is in use."""
     (tmp_path / "space.yaml").write_text(SPACE)
@@ -214,6 +215,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_a_sweep_and_what_was_written_is_read_and_gone_on_with(
     small_disk: Path, repaired: Path, tmp_path: Path
 ) -> None:

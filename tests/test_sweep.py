@@ -82,7 +82,7 @@ def test_a_finished_sweep_is_not_run_again(undisturbed: tuple[Path, str]) -> Non
     ("signals", "code"),
     [
         ([signal.SIGINT], 130),
-        ([signal.SIGINT, signal.SIGINT], 130),
+        pytest.param([signal.SIGINT, signal.SIGINT], 130, marks=pytest.mark.long),
     ],
     ids=["Ctrl-C", "Ctrl-C twice"],
 )
