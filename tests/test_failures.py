@@ -149,6 +149,7 @@ def new_checkpoints(run: Path, attempt: int, process: subprocess.Popen[str]) -> 
     return kept
 
 
+@pytest.mark.long
 def test_workers_that_are_killed_are_replaced_as_often_as_it_takes_and_nothing_is_lost(
     repaired: Path, tmp_path: Path
 ) -> None:

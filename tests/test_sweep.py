@@ -78,11 +78,12 @@ def test_a_finished_sweep_is_not_run_again(undisturbed: tuple[Path, str]) -> Non
     assert records(run) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("signals", "code"),
     [
         ([signal.SIGINT], 130),
-        pytest.param([signal.SIGINT, signal.SIGINT], 130, marks=pytest.mark.long),
+        ([signal.SIGINT, signal.SIGINT], 130),
     ],
     ids=["Ctrl-C", "Ctrl-C twice"],
 )
