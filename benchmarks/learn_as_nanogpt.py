@@ -19,7 +19,8 @@ from altgrad.training.config import RunConfig
 from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
-from benchmarks.train_step import Plain, positive
+from benchmarks.arguments import positive
+from benchmarks.train_step import Plain
 
 #: Steps in which losses must agree one by one, and how closely, in nats a token.
 CLOSE_STEPS, CLOSE = 100, 1e-4

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from altgrad.quantization import fused, kernels, ops
 from altgrad.quantization.formats import E4M3, FORMAT_REGISTRY, FP8_FORMATS, FP8Format
-from benchmarks.train_step import positive
+from benchmarks.arguments import positive
 
 #: What ours does to every format, in the tables and as a key of the JSON object.
 JOBS = {

@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.arguments import positive
+
 ROOT = Path(__file__).parents[1]
 #: No trial ends before its last step, on our side either.
 NO_STOPPING = [
@@ -170,17 +172,6 @@ def resident_mib(pid: int) -> float:
     except (OSError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def positive(text: str) -> int:
-    """A whole number from 1.
-
-    Raises:
-        argparse.ArgumentTypeError: something else.
-    """
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"a whole number from 1 is needed, got {text!r}")
-    return int(text)
 
 
 def table(result: Mapping[str, Any], load: float) -> Table:

@@ -34,6 +34,7 @@ from altgrad.training.model import initial_parameters
 from altgrad.training.part import Part
 from altgrad.training.precision import Flow, layer_formats
 from altgrad.training.weights import per_lane
+from benchmarks.arguments import positive
 from benchmarks.plain_gpt import PlainGPT
 
 CPU = torch.device("cpu")
@@ -324,17 +325,6 @@ def table(size: Size, costs: Mapping[str, Cost], rounds: int) -> Table:
         cells = [f"{1000 * seconds:.2f}" for seconds in (cost.early, cost.ordinary, cost.check, cost.step)]
         result.add_row(name, *cells, f"{cost.step / best(costs, 'plain'):.3f}")
     return result
-
-
-def positive(text: str) -> int:
-    """A whole number from 1.
-
-    Raises:
-        argparse.ArgumentTypeError: something else.
-    """
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"a whole number from 1 is needed, got {text!r}")
-    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:

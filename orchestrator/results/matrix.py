@@ -121,7 +121,7 @@ def savings(store: Store) -> Savings:
     Raises:
         FileNotFoundError: the folder was never consolidated.
     """
-    _require_trials(store)
+    require_trials(store)
     trials = query(
         store, "SELECT coalesce(reason, status) AS reason, coalesce(step, 0) AS step, steps_planned FROM trials"
     )
@@ -140,14 +140,19 @@ def savings(store: Store) -> Savings:
     )
 
 
-def _require_trials(store: Store) -> None:
+def require_trials(store: Store) -> None:
+    """Refuse a run without a dataset.
+
+    Raises:
+        FileNotFoundError: it was never consolidated.
+    """
     if not store.list("dataset/trials"):
         raise FileNotFoundError(f"no dataset in {store.uri}: consolidate it first")
 
 
 def _trials(store: Store, metric: str) -> dict[str, Trial]:
     """Every trial of the dataset by key, with its value of the metric; an audited one as if it had been stopped."""
-    _require_trials(store)
+    require_trials(store)
     numeric = [f.name for f in SCHEMAS["steps"] if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
     known = [*(name for name in numeric if name not in ("attempt", "step")), "best_val_loss"]
     if metric not in known:

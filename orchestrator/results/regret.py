@@ -11,7 +11,7 @@ from scipy.special import betaincinv
 
 from orchestrator.results.cells import CONFIDENCE, Setting, Trial, best_setting
 from orchestrator.results.journal import load_plan
-from orchestrator.results.matrix import parameter
+from orchestrator.results.matrix import parameter, require_trials
 from orchestrator.results.queries import query
 from orchestrator.results.store import Store
 
@@ -149,8 +149,7 @@ def _ran(row: Mapping[str, Any]) -> bool:
 
 def _rows(store: Store, metric: str) -> dict[str, Mapping[str, Any]]:
     """By key: how each trial ended, its final metric, and why and where it was to be stopped."""
-    if not store.list("dataset/trials"):
-        raise FileNotFoundError(f"no dataset in {store.uri}: consolidate it first")
+    require_trials(store)
     value = f"CASE WHEN reason = 'diverged' OR NOT isfinite({metric}) THEN NULL ELSE {metric} END"
     sql = f"SELECT key, coalesce(reason, status) AS ended, step, {value} AS value, audited, audited_step FROM trials"
     return {row["key"]: row for row in query(store, sql).to_pylist()}
