@@ -119,6 +119,7 @@ class Store:
         # Out of Ctrl-C's reach, which falls on the main thread: to leave a stream half way is to close it, and what was
         # written until then, nothing as a rule, takes the place of the old content.
         with ThreadPoolExecutor(1) as thread:
+            thread.submit(bool).result()  # leaving the pool waits for a thread only once its start has been seen
             thread.submit(self._put, target, data).result()
 
     def _put(self, target: str, data: bytes) -> None:

@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +156,17 @@ class Interrupted:
         stream = self._inner.open_output_stream(path)
         if path.endswith("journal"):
             signal.raise_signal(signal.SIGINT)
+            time.sleep(0.02)
         return stream
 
 
 def test_ctrl_c_does_not_empty_a_remote_file_that_is_being_written_again() -> None:
     store = Store(Interrupted(), "bucket/run", "mock://bucket/run")
     store.write_bytes("a", b"")
-    with pytest.raises(KeyboardInterrupt):
-        store.append_line("journal", b"kept")
-    assert store.read_bytes("journal") == b"kept\n"
+    for count in range(1, 51):
+        with pytest.raises(KeyboardInterrupt):
+            store.append_line("journal", b"kept")
+        assert store.read_bytes("journal") == b"kept\n" * count
 
 
 def test_leftovers_of_a_killed_write_are_not_seen(local_store: Store) -> None:
