@@ -35,6 +35,8 @@ class Cell:
     interval: float | None = None
     #: Replicates with a number.
     n: int = 0
+    #: Their numbers, by replicate, such as ``seed=1``.
+    values: dict[str, float] = field(default_factory=dict)
     #: Replicates that ended without one, as a diverged run does.
     undefined: int = 0
     #: Trials of the chosen setting (of all, where none is chosen).
@@ -61,6 +63,8 @@ class Trial(NamedTuple):
     step: int | None
     #: The metric, finite; None where it is undefined.
     value: float | None
+    #: Which replicate of its setting it is, such as ``seed=1``.
+    replicate: str = ""
 
     @property
     def counts(self) -> bool:
@@ -111,6 +115,7 @@ def build_cell(place: Place, settings: Sequence[Setting], goal: str, control: bo
         std=std,
         interval=interval(std, len(values)),
         n=len(values),
+        values={t.replicate: t.value for t in trials if t.counts and t.value is not None} if best else {},
         undefined=sum(trial.undefined for trial in trials),
         replicates=len(trials),
         ended=dict(Counter(trial.end for trial in trials)),

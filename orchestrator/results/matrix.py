@@ -87,7 +87,8 @@ def matrix(
     scientific = [name for name, role in plan["roles"].items() if role == "scientific"]
     axes = [rows, *(name for name in dict.fromkeys([*columns, *scientific]) if name != rows)]
     nuisance = [name for name, role in plan["roles"].items() if role == "nuisance" and name not in axes]
-    settings = _settings(plan, trials, axes, nuisance)
+    replicates = [name for name, role in plan["roles"].items() if role == "replicate" and name not in axes]
+    settings = _settings(plan, trials, axes, nuisance, replicates)
     controls = {_position(axes, pack, lane) for pack in plan["packs"] if pack["control"] for lane in pack["lanes"]}
     positions = list(dict.fromkeys([*settings, *_excluded_positions(plan, axes)]))
     varied = [i for i in range(1, len(axes)) if len({position[i] for position in positions}) > 1]
@@ -183,7 +184,11 @@ def _is_number(value: float | None) -> bool:
 
 
 def _settings(
-    plan: Mapping[str, Any], trials: Mapping[str, Trial], axes: Sequence[str], nuisance: Sequence[str]
+    plan: Mapping[str, Any],
+    trials: Mapping[str, Trial],
+    axes: Sequence[str],
+    nuisance: Sequence[str],
+    replicates: Sequence[str],
 ) -> dict[Position, dict[str, Setting]]:
     """The settings at each position, by their nuisance parameters as JSON; all in the plan's order."""
     found: dict[Position, dict[str, Setting]] = {}
@@ -192,7 +197,8 @@ def _settings(
             group = found.setdefault(_position(axes, pack, lane), {})
             chosen = {name: parameter(name, pack, lane) for name in nuisance}
             setting = group.setdefault(json.dumps(chosen), Setting(chosen, []))
-            setting.trials.append(trials.get(lane["key"], Trial("planned", None, None)))
+            replicate = " ".join(f"{name}={parameter(name, pack, lane)}" for name in replicates)
+            setting.trials.append(trials.get(lane["key"], Trial("planned", None, None))._replace(replicate=replicate))
     return found
 
 

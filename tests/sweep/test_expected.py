@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from small_plan import SPACE, small_plan
 
-from orchestrator.cli import _expectation
+from orchestrator.cli.planning import _expectation
 from orchestrator.sweep.expected import expected_savings
 
 RATES = {"values": [0.001, 0.003, 0.01, 0.03]}

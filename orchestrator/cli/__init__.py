@@ -1,0 +1,10 @@
+"""The `altgrad` command: parses, delegates, prints.
+
+Results go to stdout, everything said on the way to stderr. Heavy libraries are imported by the commands that need them,
+so that help is there at once.
+"""
+
+from orchestrator.cli import facts, planning, reading, running
+from orchestrator.cli.app import app, main
+
+__all__ = ["app", "facts", "main", "planning", "reading", "running"]

@@ -1,0 +1,57 @@
+"""Verbs before a sweep: what would it run?"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from orchestrator.cli.app import Json, Override, app, planned
+from orchestrator.terminal import OK, out
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
+
+
+@app.command
+def plan(space: Path, /, *overrides: Override, as_json: Json = False) -> int:
+    """Show what a sweep would run, and run nothing.
+
+    Example: altgrad plan search_spaces/quickstart.yaml format=[E4M3,E5M2]
+    """
+    found = planned(space, overrides)
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return OK
+    table = Table("cell", "trials", "settings", "steps each", title=found.spec.name, title_justify="left")
+    cells: dict[str, list[Any]] = {}
+    for pack in found.packs:
+        cells.setdefault(pack.cell + (" (control)" if pack.control else ""), []).append(pack)
+    for cell, packs in cells.items():
+        trials = sum(len(pack.lanes) for pack in packs)
+        table.add_row(cell, str(trials), str(len(packs)), str(packs[0].lanes[0].config.steps))
+    out.print(table)
+    lanes = sum(len(pack.lanes) for pack in found.packs)
+    out.print(f"{lanes} trials in {len(found.packs)} packs, {len(found.excluded)} combinations left out")
+    out.print(_expectation(found), soft_wrap=True)
+    corpus = found.corpus
+    out.print(f"corpus {corpus['corpus']}: {corpus['tokens']:,} tokens, {corpus['vocabulary']} different")
+    from orchestrator.preflight import estimates
+
+    for line in estimates(found):
+        out.print(line)
+    return OK
+
+
+def _expectation(planned: "Plan") -> str:
+    """What stopping is going to save, and on what assumption that is said."""
+    from orchestrator.sweep.expected import expected_savings
+
+    rules = planned.spec.early_terminate
+    if rules.type == "none":
+        return "stopping: only trials that diverge, collapse or stall end early"
+    total = sum(lane.config.steps for pack in planned.packs for lane in pack.lanes)
+    among = "those of their cell" if rules.scope == "cell" else "all"
+    expected = f"{rules.type} should save about {expected_savings(planned):.0%} of {total:,} steps"
+    assumed = f"if packs rank at random among {among} and run one after another"
+    return f"stopping: {expected}, {assumed}; trials that diverge, collapse or stall save more"
