@@ -8,7 +8,6 @@ from cyclopts import Parameter
 from orchestrator.cli.app import Json, Run, UsageError, app, opened
 from orchestrator.terminal import INTEGRITY, OK, out, say_damaged, show_rows, show_sentences
 
-
 Columns = Annotated[tuple[str, ...], Parameter("--cols", consume_multiple=True, negative="")]
 
 

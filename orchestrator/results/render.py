@@ -31,10 +31,12 @@ class Drawn:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wording = Wording(self.matrix)
-        labels = min(_widest([self.matrix.row_parameter, *self.matrix.rows]), options.max_width // _ROW_PART)
+        most = max(options.max_width // _ROW_PART, min(_HEADING, options.max_width // 2))
+        labels = min(_widest([self.matrix.row_parameter, *self.matrix.rows]), most)
         for columns in _parts(wording, options.max_width - labels):
             yield _table(wording, columns, labels)
-        yield Text("\n".join(["", *wording.caption()]))
+            yield Text()
+        yield Text("\n".join(wording.caption()))
 
 
 def render(matrix: Matrix) -> Drawn:

@@ -12,6 +12,8 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from synthetic_sweep import Sweep
 
+from orchestrator.cli import app
+from orchestrator.cli.app import UsageError
 from orchestrator.results.cells import Setting, Trial, best_setting
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.export import to_csv, to_markdown
@@ -450,3 +452,54 @@ def test_csv_has_a_row_a_cell_with_all_that_is_known(varied: Sweep) -> None:
     assert (asha["against_best.why"], best["against_best.why"]) == ("steps", "")
     assert (rows["E7M0"]["mean"], rows["E7M0"]["undefined"]) == ("", "3")
     assert (rows["fp32"]["excluded"], rows["fp32"]["mean"], rows["fp32"]["n"]) == ('no, "never"', "", "0")
+
+
+# --- as a command
+
+
+@pytest.fixture
+def run(sweep: Sweep) -> str:
+    for optimizer, losses in (("adamw", [2.0, 2.1, 2.2]), ("grid", [2.5, 2.6, 2.8])):
+        sweep.train(sweep.add_pack(lanes=3, optimizer=optimizer), losses)
+    return sweep.store.uri
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert app(["matrix", *arguments], exit_on_error=False) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_prints_the_matrix_and_then_the_sentences(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = "grid hurts E4M3 by 0.53 ± 0.14 nats, n = 3."
+    assert asked(capsys, run).splitlines()[-2:] == ["", sentence]
+    assert asked(capsys, run, "--markdown").splitlines()[-2:] == ["", f"- {sentence}"]
+
+
+def test_the_command_prints_data(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    built = json.loads(asked(capsys, run, "--json"))
+    assert [each["verdict"] for each in built["benefits"]] == ["hurts"]
+    assert [cell["best"] for cell in built["cells"]] == [True, False]
+    rows = list(csv.DictReader(io.StringIO(asked(capsys, run, "--csv"))))
+    assert [row["optimizer"] for row in rows] == ["adamw", "grid"]
+
+
+@pytest.mark.parametrize("cols", [("--cols", "storage", "optimizer"), ("--cols", "storage", "--cols", "optimizer")])
+def test_columns_are_named_one_after_another_or_each_by_itself(
+    run: str, cols: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = json.loads(asked(capsys, run, "--json", "--rows", "lr", *cols))
+    assert (built["row_parameter"], built["column_parameters"]) == ("lr", ["optimizer"])
+    assert built["fixed"] == {"storage": "master", "format": "E4M3"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "--csv"], "--json, --markdown and --csv are three ways to print the same: give one"),
+        (["--rows", "formt"], "unknown parameter 'formt'; known: format"),
+        (["--metric", "accuracy"], "unknown metric 'accuracy'; known: loss"),
+    ],
+)
+def test_a_mistaken_command_is_refused_with_what_would_be_right(run: str, arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        app(["matrix", run, *arguments], exit_on_error=False)
