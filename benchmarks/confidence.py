@@ -1,8 +1,8 @@
 """How often the intervals and verdicts of the matrix are right, on sweeps drawn from a known truth.
 
 A sweep here has cells of several settings (of the nuisance parameters) that are all equally good, so that whichever is
-chosen the truth is zero. The spread of a result is half the seed's, the same for all settings and cells, and half its
-own. The functions judged are the ones that make the matrix.
+chosen the truth is zero. Of the variance of a result a share is its seed's, the same for all settings and cells, and
+the rest its own. The functions judged are the ones that make the matrix.
 """
 
 import argparse
@@ -19,11 +19,9 @@ from orchestrator.results.cells import Cell, Place, Setting, Trial, best_setting
 from orchestrator.results.matrix import Matrix
 from orchestrator.results.paired import benefits
 
-#: Share of a result's variance that is its seed's.
-OF_SEED = 0.5
 REPLICATES = (3, 5, 10)
 SETTINGS = (1, 2, 4, 8)
-#: Cells beside the best.
+#: Cells of a matrix in which several verdicts are judged together.
 CELLS = 16
 
 
@@ -36,7 +34,7 @@ def drawn_cell(place: Place, results: np.ndarray) -> Cell:
     return build_cell(place, settings, best_setting(settings, "minimize"), control=False)
 
 
-def drawn_sweep(n: int, columns: dict[str, int], rows: int, rng: np.random.Generator) -> Matrix:
+def drawn_sweep(n: int, columns: dict[str, int], rows: int, rng: np.random.Generator, of_seed: float = 0.5) -> Matrix:
     """A matrix in which nothing makes a difference.
 
     Args:
@@ -44,11 +42,12 @@ def drawn_sweep(n: int, columns: dict[str, int], rows: int, rng: np.random.Gener
         columns: optimizers, and how many settings each has to choose from.
         rows: formats.
         rng: where the results come from.
+        of_seed: the share of a result's variance that is its seed's.
     """
-    of_seed = math.sqrt(OF_SEED) * rng.standard_normal(n)
+    seeds = math.sqrt(of_seed) * rng.standard_normal(n)
     cells = {
         (str(row), (name,)): drawn_cell(
-            (str(row), (name,)), of_seed + math.sqrt(1 - OF_SEED) * rng.standard_normal((settings, n))
+            (str(row), (name,)), seeds + math.sqrt(1 - of_seed) * rng.standard_normal((settings, n))
         )
         for row in range(rows)
         for name, settings in columns.items()
@@ -98,14 +97,15 @@ def kept_best(sweeps: Sequence[Matrix]) -> float:
     return float(np.mean([(cell := next(iter(sweep.cells.values()))).best or cell.indistinct for sweep in sweeps]))
 
 
-def figures(n: int, settings: int, sweeps: int, rng: np.random.Generator) -> dict[str, float]:
+def figures(n: int, settings: int, sweeps: int, rng: np.random.Generator, of_seed: float) -> dict[str, float]:
     """All shares for cells of ``n`` replicates that choose among so many settings.
 
     ``false_verdicts_one_sided`` is where the other optimizer chooses among as many and AdamW has no choice.
     """
-    even = [drawn_sweep(n, {"adamw": settings, "other": settings}, 1, rng) for _ in range(sweeps)]
-    uneven = [drawn_sweep(n, {"adamw": 1, "other": settings}, 1, rng) for _ in range(sweeps)]
-    wide = [drawn_sweep(n, {"adamw": settings, "other": settings}, CELLS // 2, rng) for _ in range(sweeps // 8)]
+    alike, alone = {"adamw": settings, "other": settings}, {"adamw": 1, "other": settings}
+    even = [drawn_sweep(n, alike, 1, rng, of_seed) for _ in range(sweeps)]
+    uneven = [drawn_sweep(n, alone, 1, rng, of_seed) for _ in range(sweeps)]
+    wide = [drawn_sweep(n, alike, CELLS // 2, rng, of_seed) for _ in range(math.ceil(sweeps / CELLS))]
     return {
         "covered": covered(even),
         "flattered": flattered(even),
@@ -116,15 +116,31 @@ def figures(n: int, settings: int, sweeps: int, rng: np.random.Generator) -> dic
     }
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1 is needed, got {text!r}")
+    return value
+
+
 def main() -> None:
     """Print the table, and with ``--json`` one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweeps", type=positive, default=4000, metavar="N", help="drawn for each row")
+    parser.add_argument("--of-seed", type=share, default=0.5, metavar="SHARE", help="of the variance, 0 to 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     rng = np.random.default_rng(asked.seed)
-    found = {f"{n}x{k}": figures(n, k, max(asked.sweeps, 8), rng) for n in REPLICATES for k in SETTINGS}
+    found = {f"{n}x{k}": figures(n, k, asked.sweeps, rng, asked.of_seed) for n in REPLICATES for k in SETTINGS}
     table = Table("n x settings", *next(iter(found.values())))
     for name, shares in found.items():
         table.add_row(
@@ -132,7 +148,7 @@ def main() -> None:
         )
     Console(width=160).print(table)
     if asked.json:
-        print(json.dumps({"sweeps": asked.sweeps, "seed": asked.seed, "figures": found}))
+        print(json.dumps({"sweeps": asked.sweeps, "seed": asked.seed, "of_seed": asked.of_seed, "figures": found}))
 
 
 if __name__ == "__main__":

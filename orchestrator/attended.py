@@ -125,15 +125,13 @@ def _shown(progress: Progress) -> Iterator[None]:
 
 
 def conclude(store: Store) -> int:
-    """The matrix, optimizers against AdamW, how trials ended, what stopping saved, and what to type next."""
+    """The matrix, optimizers against AdamW, what stopping saved, and what to type next."""
     report = consolidate(store)
     found = matrix(store)
     out.print(render(found))
     out.print()
     show_sentences(sentences(found, benefits(found)))
     saved = savings(store)
-    ends = ", ".join(f"{n} {reason}" for reason, n in sorted(saved.lanes_by_reason.items()))
-    out.print(f"Trials: {ends}.")
     if saved.saved:
         by = ", ".join(f"{steps:,} by {reason}" for reason, steps in saved.saved_by_reason.items())
         share = saved.saved / saved.planned

@@ -9,11 +9,7 @@ from typing import Any
 from orchestrator.results.cells import Cell, Comparison
 from orchestrator.results.matrix import Matrix
 from orchestrator.results.planned import label
-from orchestrator.results.schema import END_REASONS
-from orchestrator.results.wording import Wording
-
-#: How a trial may stand: its reason, or its status where it has not ended.
-_ENDS = (*END_REASONS, "running", "planned")
+from orchestrator.results.wording import STANDS, Wording
 
 
 def to_markdown(matrix: Matrix, sentences: Sequence[str] = ()) -> str:
@@ -67,9 +63,9 @@ def _record(matrix: Matrix, cell: Cell) -> dict[str, Mapping[str, Any]]:
     known["nuisance"] = known["nuisance"] or dict.fromkeys(matrix.nuisance_parameters)
     known["against_best"] = known["against_best"] or {each.name: None for each in fields(Comparison)}
     known["stopped_at"] = {name: known["stopped_at"].get(name) for name in known["values"]}
-    known["ended_at"] = {end: known["ended_at"].get(end) for end in _ENDS}
+    known["ended_at"] = {end: known["ended_at"].get(end) for end in STANDS}
     for name in ("ended", "ended_all"):
-        known[name] = {end: known[name].get(end, 0) for end in _ENDS}
+        known[name] = {end: known[name].get(end, 0) for end in STANDS}
     fixed = place | matrix.fixed | known
     return {name: value if isinstance(value, dict) else {"": value} for name, value in fixed.items()}
 

@@ -6,9 +6,12 @@ from functools import cached_property
 from orchestrator.results.cells import Cell
 from orchestrator.results.intervals import LEAST_REPLICATES
 from orchestrator.results.matrix import Matrix
+from orchestrator.results.schema import END_REASONS
 
 #: What takes the place of a number that is undefined.
 DASH = "-"
+#: How a trial may stand: its reason, or its status where it has not ended.
+STANDS = (*END_REASONS, "running", "planned")
 _SHORT = {"rank_collapse": "collapsed"}
 
 
@@ -71,7 +74,10 @@ class Wording:
             said.append(f"Excluded for every {matrix.row_parameter}: {', '.join(left_out)}.")
         if matrix.fixed:
             said.append(f"Everywhere: {', '.join(f'{name} {value}' for name, value in matrix.fixed.items())}.")
-        return said
+        ended = Counter[str]()
+        for cell in matrix.cells.values():
+            ended.update(cell.ended_all)
+        return [*said, f"Trials: {', '.join(f'{ended[end]} {end}' for end in STANDS if ended[end])}."]
 
     def _alike(self) -> str:
         n = self._usual_n

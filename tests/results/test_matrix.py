@@ -364,6 +364,7 @@ def test_the_table_says_everything_without_colour(varied: Sweep) -> None:
         "smallest last step.",
         "In each cell the best by val_loss: lr.",
         "Everywhere: optimizer adamw, storage master.",
+        "Trials: 8 completed, 3 asha, 3 rank_collapse, 4 diverged.",
     ]
 
 
@@ -378,6 +379,7 @@ def test_with_two_seeds_there_is_no_interval_and_no_mark_but_the_best(sweep: Swe
         "* lowest; comparing takes 3 replicates that both have.",
         "In each cell the best by val_loss: lr; chosen on the replicates shown, so a little flattered.",
         "Everywhere: optimizer adamw, storage master.",
+        "Trials: 6 completed.",
     ]
 
 

@@ -1,6 +1,8 @@
 """Intervals and tests against numbers worked out by hand, SciPy's own tests, and sweeps drawn from a known truth."""
 
+import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.confidence import any_false, covered, drawn_sweep, false_verdicts, flattered, kept_best
+from benchmarks.confidence import any_false, covered, drawn_sweep, false_verdicts, flattered, kept_best, main
 from orchestrator.results.cells import Cell, compare
 from orchestrator.results.intervals import holm, interval, p_value, plus_minus, share_interval
 
@@ -105,7 +107,7 @@ def test_a_difference_has_the_digits_that_its_interval_supports(value: float, ha
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_intervals_hold_the_truth_in_ninety_five_of_a_hundred_sweeps(n: int) -> None:
     rng = np.random.default_rng(n)
-    sweeps = [drawn_sweep(n, {"adamw": 1, "other": 1}, 1, rng) for _ in range(2500)]
+    sweeps = [drawn_sweep(n, {"adamw": 1, "other": 1}, 1, rng) for _ in range(1500)]
     assert 0.93 <= covered(sweeps) <= 0.97
     # Nothing makes a difference here, so the paired interval holds the truth where there is no verdict.
     assert 0.03 <= false_verdicts(sweeps) <= 0.07
@@ -113,7 +115,7 @@ def test_intervals_hold_the_truth_in_ninety_five_of_a_hundred_sweeps(n: int) -> 
 
 def test_of_many_cells_the_best_is_kept_and_no_verdict_is_left_by_chance() -> None:
     rng = np.random.default_rng(0)
-    sweeps = [drawn_sweep(3, {"adamw": 1, "other": 1}, 6, rng) for _ in range(400)]
+    sweeps = [drawn_sweep(3, {"adamw": 1, "other": 1}, 6, rng) for _ in range(250)]
     assert kept_best(sweeps) >= 0.95
     assert any_false(sweeps) <= 0.07
 
@@ -125,3 +127,26 @@ def test_choosing_on_the_replicates_shown_flatters_a_mean_as_the_page_says() -> 
     assert flattered(sweeps) == pytest.approx(1.4236 * math.sqrt(0.5 / 5), rel=0.05)
     assert covered(sweeps) < 0.93
     assert false_verdicts(sweeps) < 0.05
+
+
+def test_the_figures_of_the_page_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["confidence.py", "--sweeps", "16", "--json"])
+    main()
+    table, last = capsys.readouterr().out.rstrip("\n").rsplit("\n", 1)
+    figures = json.loads(last)["figures"]
+    assert list(figures) == [f"{n}x{settings}" for n in (3, 5, 10) for settings in (1, 2, 4, 8)]
+    assert all(0 <= value <= 1 for each in figures.values() for name, value in each.items() if name != "flattered")
+    assert all(name in table for name in figures)
+
+
+@pytest.mark.parametrize("text", ["2", "-0.1", "half", "nan"])
+def test_a_share_lies_between_none_and_all(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["confidence.py", "--of-seed", text])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"a number from 0 to 1 is needed, got '{text}'" in capsys.readouterr().err
