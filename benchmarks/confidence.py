@@ -93,7 +93,7 @@ def any_false(sweeps: Sequence[Matrix]) -> float:
 
 
 def kept_best(sweeps: Sequence[Matrix]) -> float:
-    """The share of sweeps whose first cell, as good as any, is among those marked as the best or what may be it."""
+    """The share of sweeps whose first cell, as good as any, is marked as the best or as not distinguishable from it."""
     return float(np.mean([(cell := next(iter(sweep.cells.values()))).best or cell.indistinct for sweep in sweeps]))
 
 
@@ -105,7 +105,7 @@ def figures(n: int, settings: int, sweeps: int, rng: np.random.Generator, of_see
     alike, alone = {"adamw": settings, "other": settings}, {"adamw": 1, "other": settings}
     even = [drawn_sweep(n, alike, 1, rng, of_seed) for _ in range(sweeps)]
     uneven = [drawn_sweep(n, alone, 1, rng, of_seed) for _ in range(sweeps)]
-    wide = [drawn_sweep(n, alike, CELLS // 2, rng, of_seed) for _ in range(math.ceil(sweeps / CELLS))]
+    wide = [drawn_sweep(n, alike, CELLS // 2, rng, of_seed) for _ in range(math.ceil(sweeps / 4))]
     return {
         "covered": covered(even),
         "flattered": flattered(even),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
-from orchestrator.results.intervals import CONFIDENCE, interval, p_value
+from orchestrator.results.intervals import interval, p_value
 
 #: Where a cell stands: its row, and its column as the values of the column parameters.
 Place = tuple[str, tuple[str, ...]]
@@ -27,6 +27,13 @@ class Comparison:
     #: Why there is no interval: fewer than three pairs, replicates without a number, or pairs that ended at different
     #: steps. None where there is one.
     why: Literal["few", "undefined", "steps"] | None
+
+    @property
+    def excludes_zero(self) -> bool | None:
+        """Whether the interval lies on one side of zero; None without one."""
+        if self.difference is None or self.interval is None:
+            return None
+        return abs(self.difference) > self.interval
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Cell:
     #: The smallest last step of the replicates behind the mean: where it is short, the mean is of an earlier step.
     last_step: int | None = None
     best: bool = False
-    #: Not the best by its mean, but it may be all the same (`mark_best`).
+    #: Cannot be distinguished from the best (`mark_best`).
     indistinct: bool = False
     #: This cell minus the best; None for the best itself, and without a mean.
     against_best: Comparison | None = None
@@ -76,7 +83,7 @@ class Cell:
     @property
     def judged(self) -> bool:
         """Whether it could be held against the best: what is not is neither told from it nor not."""
-        return self.best or (self.against_best is not None and self.against_best.interval is not None)
+        return self.best or (self.against_best is not None and self.against_best.excludes_zero is not None)
 
 
 class Trial(NamedTuple):
@@ -185,29 +192,20 @@ def compare(cell: Cell, other: Cell) -> Comparison:
 
 
 def mark_best(cells: dict[Place, Cell], goal: str) -> dict[Place, Cell]:
-    """The cells with the best marked, and those that may be the best all the same.
+    """The cells with the best marked, and those that cannot be distinguished from it.
 
     The best has the best mean of the cells whose trials all completed (of those with a number in every replicate, of
-    all, where there is none). With 95 % confidence the cell that is best in truth is among it and the `indistinct`
-    ones, as far as they are `judged`: each of the others is worse in a one-sided paired t test at 5 % over the number
-    of tests (Bonferroni).
+    all, where there is none). A cell is `indistinct` where the 95 % interval of its paired difference from the best
+    holds zero: each cell by itself, whatever their number.
     """
     sign = -1.0 if goal == "maximize" else 1.0
-    able = {place: (cell, sign * cell.mean) for place, cell in cells.items() if cell.mean is not None}
+    able = {place: sign * cell.mean for place, cell in cells.items() if cell.mean is not None}
     if not able:
         return cells
-    best = min(able, key=lambda place: (cells[place].undefined > 0, bool(cells[place].stopped_at), able[place][1]))
-    compared = {place: compare(cell, cells[best]) for place, (cell, _) in able.items() if place != best}
-    judged = sum(comparison.interval is not None for comparison in compared.values())
+    best = min(able, key=lambda place: (cells[place].undefined > 0, bool(cells[place].stopped_at), able[place]))
     marked = {**cells, best: replace(cells[best], best=True)}
-    for place, comparison in compared.items():
-        may_be = (p := _p_worse(comparison, sign)) is not None and p > (1 - CONFIDENCE) / judged
-        marked[place] = replace(cells[place], indistinct=may_be, against_best=comparison)
+    for place in able:
+        if place != best:
+            compared = compare(cells[place], cells[best])
+            marked[place] = replace(cells[place], indistinct=compared.excludes_zero is False, against_best=compared)
     return marked
-
-
-def _p_worse(comparison: Comparison, sign: float) -> float | None:
-    """The one-sided p value of being worse."""
-    if comparison.p is None or comparison.difference is None:
-        return None
-    return comparison.p / 2 if sign * comparison.difference > 0 else 1 - comparison.p / 2

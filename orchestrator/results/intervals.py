@@ -61,4 +61,4 @@ def plus_minus(value: float, half: float) -> str:
     while abs(value) > half and round(abs(value), decimals) <= round(half, decimals) and decimals < 15:
         decimals += 1
     shown = max(decimals, 0)
-    return f"{round(value, decimals):.{shown}f} ± {round(half, decimals):.{shown}f}"
+    return f"{round(value, decimals) + 0.0:.{shown}f} ± {round(half, decimals):.{shown}f}"

@@ -18,6 +18,8 @@ from orchestrator.results.store import Store
 
 #: Ends that a decision of the sweep brought about, and that spared the steps after them.
 STOPPED: tuple[str, ...] = ("asha", "rank_collapse", "stalled", "diverged")
+#: Metrics in nats a token.
+LOSSES: tuple[str, ...] = ("loss", "val_loss", "best_val_loss")
 #: Values along all axes, the row's first, as labels.
 Position = tuple[str, ...]
 

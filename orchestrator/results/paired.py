@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 from orchestrator.results.cells import Cell, Comparison, Place, compare
 from orchestrator.results.intervals import CONFIDENCE, LEAST_REPLICATES, holm, plus_minus
-from orchestrator.results.matrix import Matrix
+from orchestrator.results.matrix import LOSSES, Matrix
 
 OPTIMIZER, BASELINE = "optimizer", "adamw"
-#: Metrics in nats a token.
-LOSSES = ("loss", "val_loss", "best_val_loss")
 
 Verdict = Literal["helps", "hurts", "indistinct", "unsure"]
 
@@ -98,9 +96,9 @@ def _benefit(where: dict[str, str], optimizer: str, cell: Cell, base: Cell, goal
 
 
 def _verdict(compared: Comparison, goal: str) -> Verdict:
-    if compared.difference is None or compared.interval is None:
+    if compared.difference is None or compared.excludes_zero is None:
         return "unsure"
-    if abs(compared.difference) <= compared.interval:
+    if not compared.excludes_zero:
         return "indistinct"
     return "helps" if (compared.difference > 0) == (goal == "maximize") else "hurts"
 
@@ -112,9 +110,8 @@ def sentences(matrix: Matrix, found: Sequence[Benefit], baseline: str = BASELINE
     """
     if not found:
         return []
-    if all(each.why == "few" for each in found):
+    if (there := max(each.n for each in found)) < LEAST_REPLICATES:
         names = _listed(list(dict.fromkeys(each.optimizer for each in found)))
-        there = max(each.n for each in found)
         return [
             f"Against {baseline} no verdict on {names}: that takes {LEAST_REPLICATES} replicates that both have, "
             f"and there {'is' if there == 1 else 'are'} {there or 'none yet'}."
@@ -167,7 +164,7 @@ def _of_several(found: Sequence[Benefit], matrix: Matrix) -> list[str]:
     judged = [each for each in found if each.holm is not None]
     if len(judged) < 2:
         return []
-    chance = f"Of {len(judged)} comparisons at 95 % chance alone tells {len(judged) * (1 - CONFIDENCE):.2g} apart"
+    chance = f"Of {len(judged)} comparisons at 95 %, chance alone would tell {len(judged) * (1 - CONFIDENCE):.2g} apart"
     told = [each for each in judged if each.verdict != "indistinct"]
     if not told:
         return [f"{chance}."]

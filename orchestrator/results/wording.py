@@ -5,7 +5,7 @@ from functools import cached_property
 
 from orchestrator.results.cells import Cell
 from orchestrator.results.intervals import LEAST_REPLICATES
-from orchestrator.results.matrix import Matrix
+from orchestrator.results.matrix import LOSSES, Matrix
 from orchestrator.results.schema import END_REASONS
 
 #: What takes the place of a number that is undefined.
@@ -50,7 +50,7 @@ class Wording:
         return [f"{_number(cell.mean)}{interval}{self.mark(cell)}", *few, *ends]
 
     def mark(self, cell: Cell) -> str:
-        """``*`` the best, ``~`` what may be the best as well, ``?`` what cannot be held against it where others can."""
+        """``*`` the best, ``~`` not distinguishable from it, ``?`` not to be held against it, where others can be."""
         if cell.best:
             return "*"
         if cell.indistinct:
@@ -67,7 +67,7 @@ class Wording:
             said.append(f"{'; '.join(self._marks(shown))}.")
         if matrix.nuisance_parameters:
             names = ", ".join(matrix.nuisance_parameters)
-            choice = any(cell.settings > 1 for cell in shown)
+            choice = matrix.metric in LOSSES and any(cell.settings > 1 for cell in shown)
             optimistic = "; chosen on the replicates shown, so a little flattered" if choice else ""
             said.append(f"In each cell the best by {matrix.objective}: {names}{optimistic}.")
         if left_out := [" ".join(column) for column in matrix.columns if self._left_out(column)]:
@@ -91,9 +91,9 @@ class Wording:
         said = [f"* {aim}{' of what is complete' if beaten else ''}"]
         marks = {self.mark(cell) for cell in shown}
         if "~" in marks:
-            said.append(f"~ may be the {aim} too (95 %)")
+            said.append("~ not distinguishable from it (95 % each)")
         if "?" in marks:
-            said.append("? cannot be compared with it")
+            said.append("? cannot be held against it")
         if not self._any_judged and len(shown) > 1:
             said.append(f"comparing takes {LEAST_REPLICATES} replicates that both have")
         if any("@" in line for cell in shown for line in self.lines(cell)):

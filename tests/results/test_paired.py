@@ -157,7 +157,7 @@ def test_the_sentence_says_who_is_helped_by_how_much_and_how_sure_that_is() -> N
         "not distinguishable from adamw for E3M4."
     )
     assert several == (
-        "Of 3 comparisons at 95 % chance alone tells 0.15 apart; at 95 % for all together (Holm) there hold: all."
+        "Of 3 comparisons at 95 %, chance alone would tell 0.15 apart; at 95 % for all together (Holm) there hold: all."
     )
 
 
@@ -165,7 +165,7 @@ def test_what_holds_for_all_together_is_named() -> None:
     barely = pair("E4M3", SEEDS, [-0.010, -0.012, -0.019])
     assert said([*HURTS, *barely, *NOTHING])[1].endswith("(Holm) there hold: manifold_adamw E7M0.")
     assert said([*barely, *NOTHING])[1].endswith("(Holm) there hold: none.")
-    assert said([*NOTHING, *pair("E4M3", SEEDS, [0.01, -0.02, 0.005])])[1].endswith("tells 0.1 apart.")
+    assert said([*NOTHING, *pair("E4M3", SEEDS, [0.01, -0.02, 0.005])])[1].endswith("would tell 0.1 apart.")
 
 
 def test_nothing_told_apart_is_said_as_a_sentence() -> None:
@@ -174,6 +174,7 @@ def test_nothing_told_apart_is_said_as_a_sentence() -> None:
 
 def test_with_two_seeds_there_are_no_numbers_to_misread() -> None:
     pairs = [each for row in ("E5M2", "E3M4") for each in pair(row, SEEDS[:2], [-0.5, -0.5])]
+    pairs += pair("E4M3", SEEDS[:2], [0.5, 0.5], ends=("asha", 120)) + pair("E7M0", SEEDS[:2], [0.5, None])
     grid = [cell(("E5M2", ("grid",)), SEEDS[:2])]
     assert said([*pairs, *grid]) == [
         "Against adamw no verdict on manifold_adamw, grid: that takes 3 replicates that both have, and there are 2."

@@ -94,7 +94,7 @@ def test_the_interval_of_a_share_is_scipys_exact_one(hits: int, n: int) -> None:
         (0.0449, 0.0441, "0.045 ± 0.044"),
         (-0.0123, 0.0042, "-0.012 ± 0.004"),
         (0.1, 0.0, "0.1 ± 0"),
-        (0.001, 0.04, "0.00 ± 0.04"),
+        (-0.001, 0.04, "0.00 ± 0.04"),
     ],
 )
 def test_a_difference_has_the_digits_that_its_interval_supports(value: float, half: float, shown: str) -> None:
@@ -113,10 +113,10 @@ def test_intervals_hold_the_truth_in_ninety_five_of_a_hundred_sweeps(n: int) -> 
     assert 0.03 <= false_verdicts(sweeps) <= 0.07
 
 
-def test_of_many_cells_the_best_is_kept_and_no_verdict_is_left_by_chance() -> None:
+def test_of_many_equal_cells_the_best_is_mostly_kept_and_no_verdict_is_left_after_holm() -> None:
     rng = np.random.default_rng(0)
     sweeps = [drawn_sweep(3, {"adamw": 1, "other": 1}, 6, rng) for _ in range(250)]
-    assert kept_best(sweeps) >= 0.95
+    assert 0.86 <= kept_best(sweeps) <= 0.96
     assert any_false(sweeps) <= 0.07
 
 
