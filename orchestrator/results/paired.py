@@ -139,7 +139,7 @@ def _sentence(names: tuple[str, ...], group: Sequence[Benefit], matrix: Matrix, 
 
 
 def _told(verdict: str, group: Sequence[Benefit], matrix: Matrix) -> str:
-    """``helps E5M2 by 0.012 ± 0.004, E7M0 by 0.010 ± 0.006 nats, n = 3``, the largest first."""
+    """``helps E5M2 by 0.012 ± 0.004 nats, E7M0 by 0.010 ± 0.006 nats, n = 3``, the largest first."""
     told = [
         (each, abs(each.difference), each.interval)
         for each in group
@@ -147,14 +147,15 @@ def _told(verdict: str, group: Sequence[Benefit], matrix: Matrix) -> str:
     ]
     if not told:
         return ""
-    alike = len({each.n for each, _, _ in told}) == 1
+    alike, nats = len({each.n for each, _, _ in told}) == 1, matrix.metric in LOSSES
     by = []
     for each, size, half in sorted(told, key=lambda one: -one[1]):
         notes = [*([] if alike else [f"n = {each.n}"]), *_stopped(each, matrix)]
-        by.append(f"{_label(each, matrix)} by {plus_minus(size, half)}".lstrip() + _in_brackets(notes))
+        amount = f"{plus_minus(size, half)}{' nats' * nats}{_in_brackets(notes)}"
+        by.append(f"{_label(each, matrix)} by {amount}".lstrip())
     n = f", n = {told[0][0].n}" if alike else ""
-    if matrix.metric in LOSSES:
-        return f"{verdict} {_listed(by)} nats{n}"
+    if nats:
+        return f"{verdict} {_listed(by)}{n}"
     lower = (verdict == "helps") == (matrix.goal == "minimize")
     return f"{'lowers' if lower else 'raises'} {matrix.metric} for {_listed(by)}{n}"
 

@@ -118,7 +118,7 @@ def test_what_was_stopped_at_the_same_step_on_both_sides_is_compared_there() -> 
     grid = cell(("E5M2", ("grid",)), [2.2, 2.41, 2.3], ("rank_collapse", 120))
     assert found([adamw, grid])[0].verdict == "hurts"
     (sentence,) = said([adamw, grid])
-    assert sentence == "grid hurts E5M2 by 0.103 ± 0.014 (at step 120) nats, n = 3."
+    assert sentence == "grid hurts E5M2 by 0.103 ± 0.014 nats (at step 120), n = 3."
 
 
 def test_a_cell_without_a_partner_or_excluded_is_left_out() -> None:
@@ -196,7 +196,7 @@ def test_what_is_not_judged_says_why() -> None:
 def test_unequal_numbers_of_replicates_are_said_with_each() -> None:
     more = pair("E7M0", [2.0, 2.1, 2.2, 2.3], [0.10, 0.11, 0.12, 0.13])
     assert said([*pair("E5M2", SEEDS, [0.010, 0.012, 0.014]), *more])[0] == (
-        "manifold_adamw hurts E7M0 by 0.115 ± 0.021 (n = 4), E5M2 by 0.012 ± 0.005 (n = 3) nats."
+        "manifold_adamw hurts E7M0 by 0.115 ± 0.021 nats (n = 4), E5M2 by 0.012 ± 0.005 nats (n = 3)."
     )
 
 
