@@ -156,6 +156,7 @@ def test_what_diverged_or_was_stopped_is_not_the_best_and_not_held_against_it(sw
     assert marks(sweep) == {"E2M5": "*", "E4M3": "", "E5M2": ""}
     sweep.train(sweep.add_pack(lanes=3, format="E6M1"), [2.2, 2.1, 2.0])
     assert marks(sweep) == {"E2M5": "*", "E4M3": "?", "E5M2": "?", "E6M1": "~"}
+    assert "* lowest of what is complete; " in "\n".join(Wording(made(sweep)).caption())
     whys = [cell.against_best and cell.against_best.why for cell in made(sweep).cells.values()]
     assert whys == [None, "steps", "undefined", None]
 
@@ -234,6 +235,8 @@ def test_every_metric_is_of_the_setting_that_the_sweeps_own_metric_chooses(sweep
     found = made(sweep, metric="grad_norm")
     assert (found.metric, found.objective) == ("grad_norm", "val_loss")
     assert (found.cells["E4M3", ()].nuisance, found.cells["E4M3", ()].mean) == ({"lr": 0.01}, 0.75)
+    assert "In each cell the best by val_loss: lr." in Wording(found).caption()
+    assert any("flattered" in line for line in Wording(made(sweep)).caption())
 
 
 def test_a_metric_of_steps_alone_is_taken_at_its_last_row_and_not_after_divergence(sweep: Sweep) -> None:
