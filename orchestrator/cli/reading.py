@@ -84,8 +84,8 @@ def matrix(
         Print a row a cell with all that is known of it.
     """
     from orchestrator.results.consolidate import consolidate as gather
-    from orchestrator.results.export import to_csv, to_markdown
     from orchestrator.results.matrix import matrix as build
+    from orchestrator.results.matrix_text import to_csv, to_markdown
     from orchestrator.results.paired import benefits, sentences
     from orchestrator.results.render import render
 

@@ -16,8 +16,8 @@ from orchestrator.cli import app
 from orchestrator.cli.app import UsageError
 from orchestrator.results.cells import Setting, Trial, best_setting
 from orchestrator.results.consolidate import consolidate
-from orchestrator.results.export import to_csv, to_markdown
 from orchestrator.results.matrix import Matrix, matrix, savings
+from orchestrator.results.matrix_text import to_csv, to_markdown
 from orchestrator.results.render import render
 from orchestrator.results.store import ChunkWriter
 from orchestrator.results.wording import Wording
