@@ -2,10 +2,11 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from orchestrator.facts.markdown import escape, table
 from orchestrator.results.cells import Cell, Comparison
 from orchestrator.results.matrix import Matrix
 from orchestrator.results.planned import label
@@ -22,23 +23,10 @@ def to_markdown(matrix: Matrix, sentences: Sequence[str] = ()) -> str:
     rows = [
         [[row], *(wording.lines(matrix.cells.get((row, column))) for column in wording.columns)] for row in matrix.rows
     ]
-    table = [
-        _line(map(_literal, heading)),
-        _line("---" for _ in heading),
-        *(_line("<br>".join(map(_literal, lines)) for lines in row) for row in rows),
-    ]
-    below = [f"{_literal(line)}  " for line in wording.caption()]
-    listed = ["", *(f"- {_literal(sentence)}" for sentence in sentences)] if sentences else []
-    return "\n".join([*table, "", *below, *listed, ""])
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _literal(text: str) -> str:
-    """Text as it is: what looks like Markdown or HTML in it is somebody's data."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|~&#" else " " if c in "\r\n" else c for c in text)
+    cells = [["<br>".join(map(escape, lines)) for lines in row] for row in rows]
+    below = [f"{escape(line)}  " for line in wording.caption()]
+    listed = ["", *(f"- {escape(sentence)}" for sentence in sentences)] if sentences else []
+    return "\n".join([table(list(map(escape, heading)), cells), "", *below, *listed, ""])
 
 
 def to_csv(matrix: Matrix) -> str:
