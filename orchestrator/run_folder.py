@@ -10,7 +10,7 @@ from altgrad.training.config import RunConfig
 from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
-from orchestrator.results.store import Store, validate_name
+from orchestrator.results.store import Store, find_run, validate_name
 from orchestrator.space import SweepSpec, dump_yaml
 from orchestrator.widening import NotWiderError, Widened, widen
 
@@ -35,15 +35,12 @@ def open_run(where: str, runs: str = "runs") -> Store:
         RunFolderError: there is none.
         DamagedRunError: its plan cannot be understood.
     """
-    for candidate in (where,) if "://" in where else (where, f"{runs}/{where}"):
-        try:
-            store = Store.open(candidate)
-        except ValueError as error:
-            raise RunFolderError(str(error)) from error
-        if store.exists(PLAN):
-            _held(store)
-            return store
-    raise RunFolderError(f"no sweep in {where!r} (a run's folder holds a {PLAN})")
+    try:
+        store = find_run(where, runs)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunFolderError(str(error)) from error
+    _held(store)
+    return store
 
 
 def read_plan(store: Store) -> Plan:

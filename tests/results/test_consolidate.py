@@ -204,7 +204,8 @@ def test_the_manifest_names_the_sources_of_every_file(any_sweep: Sweep) -> None:
     assert manifest["schema_version"] == 1
     digest = hashlib.sha256(store.read_bytes(path)).hexdigest()
     source = {"path": path, "bytes": len(store.read_bytes(path)), "sha256": digest, "damage": None}
-    assert manifest["files"][STEPS_0] == {"rows": 1, "bytes": len(store.read_bytes(STEPS_0)), "chunks": [source]}
+    facts = store.facts("dataset")[STEPS_0]
+    assert manifest["files"][STEPS_0] == {"rows": 1, **facts._asdict(), "chunks": [source]}
 
 
 # --- trials and events
