@@ -146,7 +146,7 @@ def _discrete(steps: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def write_result_json(folder: Path, pack: Pack) -> list[Path]:
-    """The rows of a pack's trials as Tune keeps them: for each a ``result.json``, a line a step, only what is defined."""
+    """The rows of a pack's trials as Tune keeps them: a ``result.json`` each, a line a step, of what is defined."""
     config = pack.lanes[0].config
     files = {lane.key: (folder / lane.key / "result.json") for lane in pack.lanes}
     lines: dict[str, list[str]] = {key: [] for key in files}

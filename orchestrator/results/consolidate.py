@@ -19,10 +19,11 @@ from orchestrator.results.errors import DamagedError
 from orchestrator.results.holes import first_missing
 from orchestrator.results.journal import Journal, LaneState, SweepState, load_plan
 from orchestrator.results.parquet import decode_table, encode_table
-from orchestrator.results.schema import CHUNK_TABLES, SCHEMA_VERSION, SCHEMAS
+from orchestrator.results.schema import CHUNK_TABLES, SCHEMAS
 from orchestrator.results.sources import Source, Sources
 from orchestrator.results.store import Chunk, Store, parse_chunk
 from orchestrator.results.trials import SUMMARISED, summaries, trials_table
+from orchestrator.results.versions import SCHEMA_VERSION, VERSION_KEY
 
 TRIALS_PATH = "dataset/trials/trials.parquet"
 MANIFEST_PATH = "dataset/manifest.json"
@@ -35,6 +36,7 @@ class _Made(NamedTuple):
 
     rows: int
     columns: list[str]
+    version: bytes | None
     #: None where it does not say.
     sources: Sources | None
 
@@ -182,8 +184,9 @@ class _Consolidation:
             footer = self._store.read_footer(path)
             if self._before.get(path) != self._there.get(path):
                 self._store.read_table(path, SCHEMAS[path.split("/")[1]])
-            columns = footer.schema.names
-            self._made[path] = _Made(footer.num_rows, columns, Sources.from_metadata(footer.metadata))
+            metadata = footer.metadata or {}
+            sources = Sources.from_metadata(metadata)
+            self._made[path] = _Made(footer.num_rows, footer.schema.names, metadata.get(VERSION_KEY), sources)
         return self._made[path]
 
     def _is_current(self, table: str, path: str, listed: dict[Chunk, int], ends: str) -> bool:
@@ -194,7 +197,7 @@ class _Consolidation:
         sources = made.sources
         return (
             sources is not None
-            and sources.schema_version == SCHEMA_VERSION
+            and made.version == SCHEMAS[table].metadata[VERSION_KEY]
             and made.columns == SCHEMAS[table].names
             and {chunk.path: chunk.bytes for chunk in sources.chunks} == {c.path: size for c, size in listed.items()}
             and sources.ends == ends
@@ -216,7 +219,7 @@ class _Consolidation:
         made_from = Sources(tuple(sources), ends, lanes)
         path = _dataset_path(table, pack)
         self._store.write_table(path, rows.replace_schema_metadata({**schema.metadata, **made_from.to_metadata()}))
-        self._made[path] = _Made(rows.num_rows, schema.names, made_from)
+        self._made[path] = _Made(rows.num_rows, schema.names, schema.metadata[VERSION_KEY], made_from)
         self._report.written.append(path)
 
     def _read_chunk(self, chunk: Chunk, size: int, schema: pa.Schema) -> tuple[pa.Table, Source]:

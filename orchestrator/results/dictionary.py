@@ -4,7 +4,6 @@
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,8 @@ def document(page: str) -> str:
     """The page with what stands between its markers made new."""
     for name, text in (("columns", columns()), ("questions", questions())):
         begin, end = f"<!-- {name}: {COMMAND} -->", f"<!-- end of {name} -->"
-        page = re.sub(f"(?s)(?<={re.escape(begin)}).*?(?={re.escape(end)})", lambda _, text=text: f"\n\n{text}\n\n", page)
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
     return page
 
 

@@ -163,7 +163,9 @@ def _trials(store: Store, metric: str) -> dict[str, Trial]:
         last = f"SELECT key, arg_max({metric}, step) AS value FROM steps WHERE {metric} IS NOT NULL GROUP BY key"
         value = "CASE WHEN reason = 'diverged' THEN NULL ELSE value END AS value"
         sql = f"SELECT key, coalesce(reason, status) AS ended, step, {value} FROM trials LEFT JOIN ({last}) USING (key)"
-    rows = [*query(store, sql).to_pylist(), *query(store, _audited_sql(metric)).to_pylist()]
+    rows = query(store, sql).to_pylist()
+    if query(store, "SELECT key FROM trials WHERE audited IS NOT NULL").num_rows:  # all steps are read for that
+        rows += query(store, _audited_sql(metric)).to_pylist()
     return {
         row["key"]: Trial(row["ended"], row["step"], row["value"] if _is_number(row["value"]) else None) for row in rows
     }

@@ -26,8 +26,6 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "temp_directory": "",
 }
 _SIZE = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B|B)", re.IGNORECASE)
-#: Text columns with few values in many rows: decoded once a page, not once a row.
-_REPEATED = ("key", "pack", "matrix", "format", "kind")
 
 
 def connect(stores: Store | Sequence[Store], memory: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -55,9 +53,7 @@ def connect(stores: Store | Sequence[Store], memory: str | None = None) -> duckd
     return connection
 
 
-def query(
-    stores: Store | Sequence[Store], sql: str, timeout_s: float = 60.0, memory: str | None = None
-) -> pa.Table:
+def query(stores: Store | Sequence[Store], sql: str, timeout_s: float = 60.0, memory: str | None = None) -> pa.Table:
     """Run SQL over the dataset; see `connect` for the tables.
 
     Args:
@@ -159,8 +155,7 @@ def _files(store: Store, table: str) -> list[str]:
 
 
 def _dataset(store: Store, table: str) -> pads.Dataset:
-    files = _files(store, table)
-    schema = pa.schema([_repeated(field) for field in SCHEMAS[table]])
+    files, schema = _files(store, table), SCHEMAS[table]
     if not files:
         return pads.dataset(schema.empty_table())
     with suppress(DamagedError):  # which the query itself tells of
@@ -173,7 +168,3 @@ def _dataset(store: Store, table: str) -> pads.Dataset:
         schema=schema,
         format=pads.ParquetFileFormat(default_fragment_scan_options=options),
     )
-
-
-def _repeated(field: pa.Field) -> pa.Field:
-    return field.with_type(pa.dictionary(pa.int32(), field.type)) if field.name in _REPEATED else field

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.results.versions import SCHEMA_VERSION
-
 #: Key of a dataset file's metadata that holds its `Sources`.
 _KEY = b"altgrad_sources"
 
@@ -33,7 +31,6 @@ class Sources:
     ends: str = ""
     #: The steps' `summaries` by key; None for other tables.
     lanes: dict[str, dict[str, Any]] | None = None
-    schema_version: int = SCHEMA_VERSION
 
     def to_metadata(self) -> dict[bytes, bytes]:
         """As metadata of a Parquet file."""

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from orchestrator.results.journal import LaneState, SweepState
 from orchestrator.results.schema import SCHEMAS
 
-
 #: What `summaries` reads of the steps.
 SUMMARISED: tuple[str, ...] = ("key", "step", "loss", "val_loss")
 

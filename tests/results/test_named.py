@@ -138,8 +138,10 @@ def stalls(f: Frames) -> pd.DataFrame:
     rows = f["layers"].dropna(subset="stall_ratio")
     groups = rows.assign(stalled=rows.stall_ratio >= 0.9999).groupby(PLACE)
     found = groups.agg(mean=("stall_ratio", "mean"), highest=("stall_ratio", "max"), stalled=("stalled", "mean"))
-    return found.rename(columns={"mean": "stall_ratio"}).reset_index().sort_values(
-        ["stall_ratio", *PLACE], ascending=[False, True, True, True]
+    return (
+        found.rename(columns={"mean": "stall_ratio"})
+        .reset_index()
+        .sort_values(["stall_ratio", *PLACE], ascending=[False, True, True, True])
     )
 
 
