@@ -81,8 +81,11 @@ def _answer(runs: Sequence[str], question: str, timeout: float, memory: str | No
     from orchestrator.results.consolidate import consolidate
     from orchestrator.results.named import ask, find
     from orchestrator.results.queries import check_limits, run_names
+    from orchestrator.results.store import is_run
 
     stores = [opened(run) for run in runs]
+    if len(question.split()) == 1 and is_run(question):
+        raise UsageError(f"{question} is a run: SQL or the @name of a query is missing after it")
     try:
         # What can be said at once is said before datasets are brought up to date.
         run_names(stores)

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orchestrator.facts.markdown import escape, table
 from orchestrator.results.parquet import encode_table
@@ -23,6 +24,8 @@ SUFFIXES: dict[str, str] = {
     ".arrow": "arrow",
     ".md": "markdown",
 }
+#: Rows that become Python objects at once.
+_AT_ONCE = 10_000
 #: Formats that are no text.
 BINARY: tuple[str, ...] = ("parquet", "arrow")
 
@@ -47,22 +50,23 @@ def _csv(rows: pa.Table) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows.column_names)
-    for batch in rows.to_batches():
-        columns = [map(_field, _values(column)) for column in batch.columns]
-        writer.writerows(zip(*columns, strict=True))
+    for batch in rows.to_batches(_AT_ONCE):
+        writer.writerows(zip(*map(_fields, batch.columns), strict=True))
     return text.getvalue().encode()
 
 
-def _field(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (list, dict)) else value
+def _fields(column: pa.Array) -> list[Any]:
+    if pa.types.is_float32(column.type):  # in as many digits as tell it from its neighbours
+        return pc.if_else(pc.is_finite(column), column, None).cast(pa.string()).to_pylist()
+    return [json.dumps(value) if isinstance(value, (list, dict)) else value for value in _values(column)]
 
 
 def _json(rows: pa.Table) -> bytes:
-    lines = []
-    for batch in rows.to_batches():
-        columns = [_values(column) for column in batch.columns]
-        lines += [dict(zip(rows.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
-    return json.dumps(lines, allow_nan=False).encode() + b"\n"
+    names, lines = rows.column_names, []
+    for batch in rows.to_batches(_AT_ONCE):
+        for row in zip(*map(_values, batch.columns), strict=True):
+            lines.append(json.dumps(dict(zip(names, row, strict=True)), allow_nan=False))
+    return f"[{', '.join(lines)}]\n".encode()
 
 
 def _markdown(rows: pa.Table) -> bytes:

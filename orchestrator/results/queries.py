@@ -24,6 +24,8 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     # Large sorts may not spill next to the caller's files.
     "temp_directory": "",
+    # How many rows a table has is not known when a query is planned: the right side of a join is taken for the smaller.
+    "disabled_optimizers": "build_side_probe_side",
 }
 _SIZE = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B|B)", re.IGNORECASE)
 
@@ -104,15 +106,15 @@ def run_names(stores: Sequence[Store]) -> list[str]:
     """
     if not stores:
         raise ValueError("no sweep to read")
-    paths = [store.uri.rstrip("/").split("/") for store in stores]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise ValueError(f"{'/'.join(path)} is given twice")
-    for depth in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(path[-depth:]) for path in paths]
+    uris = [store.uri for store in stores]
+    for uri in uris:
+        if uris.count(uri) > 1:
+            raise ValueError(f"{uri} is given twice")
+    for depth in range(1, max(len(store.parts) for store in stores) + 1):
+        names = ["/".join(store.parts[-depth:]) for store in stores]
         if len(set(names)) == len(names):
             return names
-    return [store.uri for store in stores]
+    return uris
 
 
 def check_limits(timeout_s: float, memory: str | None) -> None:

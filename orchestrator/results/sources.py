@@ -39,13 +39,16 @@ class Sources:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes] | None) -> "Sources | None":
-        """What `to_metadata` wrote; None where that is missing, altered or of another kind."""
+        """What `to_metadata` wrote; None where that is missing, altered, or has other fields."""
         held = (metadata or {}).get(_KEY, b"")
         text = held[64:]
         if held[:64] != _digest(text):
             return None
         values = json.loads(text)
-        return cls(**{**values, "chunks": tuple(Source(**chunk) for chunk in values["chunks"])})
+        try:
+            return cls(**{**values, "chunks": tuple(Source(**chunk) for chunk in values["chunks"])})
+        except (TypeError, KeyError):
+            return None
 
 
 def _digest(text: bytes) -> bytes:

@@ -3,6 +3,7 @@
 A file appears whole or not at all, and a chunk is never changed once it is there.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +75,7 @@ class Store:
             ValueError: an address of an unknown kind, or one that carries a password.
         """
         if isinstance(where, Path) or "://" not in where:
-            path = str(Path(where).expanduser().absolute())
+            path = str(Path(os.path.expanduser(where)).absolute())  # which leaves a stranger's home alone
             return cls(pafs.LocalFileSystem(), path, path)
         if urlsplit(where).password:
             raise ValueError("an address must not carry a password, it would end up in logs; set it in the environment")
@@ -84,7 +85,12 @@ class Store:
     @property
     def name(self) -> str:
         """The folder's own name."""
-        return self._root.rsplit("/", 1)[-1]
+        return self.parts[-1]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the folders that lead here, its own last."""
+        return tuple(self._root.split("/"))
 
     def sub(self, name: str) -> "Store":
         """The folder ``name`` inside this one."""
@@ -217,6 +223,15 @@ def find_run(where: str, runs: str = "runs") -> Store:
         if store.exists(PLAN_PATH):
             return store
     raise FileNotFoundError(f"no sweep in {where!r} (a run's folder holds a {PLAN_PATH})")
+
+
+def is_run(where: str) -> bool:
+    """Whether `find_run` finds a sweep there; whatever is no address at all is none."""
+    try:
+        find_run(where)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class Chunk(NamedTuple):

@@ -239,6 +239,17 @@ def test_what_a_footer_remembers_is_not_believed_once_altered(sweep: Sweep) -> N
     assert trials(sweep.store) == remembered
 
 
+def test_a_file_that_tells_of_its_sources_in_other_words_is_built_again(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    with monkeypatch.context() as another:
+        another.setattr("orchestrator.results.sources.asdict", lambda made: {"sources": len(made.chunks)})
+        consolidate(sweep.store)
+    assert STEPS_0 in consolidate(sweep.store).written
+    assert consolidate(sweep.store).written == []
+
+
 @pytest.mark.parametrize("content", [b"{half", b"[]", b'{"files": {"dataset/steps/p000.parquet": 3}}', None])
 def test_a_manifest_gone_bad_is_written_again(sweep: Sweep, content: bytes | None) -> None:
     sweep.train(sweep.add_pack(), [2.0])

@@ -123,6 +123,8 @@ def test_without_a_format_it_is_a_table(altgrad: Callable[..., Said], run: Path)
     [
         ("'NaN'::FLOAT", None, ""),
         ("'-inf'::DOUBLE", None, ""),
+        ("0.1::FLOAT", 0.10000000149011612, "0.1"),
+        ("0.1::DOUBLE", 0.1, "0.1"),
         ("sum(9007199254740993)", 9007199254740993, "9007199254740993"),
         ("1.25::DECIMAL(5, 2)", 1.25, "1.25"),
         ("[1.5, NULL, 'nan'::DOUBLE]", [1.5, None, None], "[1.5, null, null]"),
@@ -199,9 +201,11 @@ def test_reading_needs_neither_ray_nor_torch(
     [
         ([], "name a run, then ask"),
         (["{run}"], "name a run, then ask"),
+        (["{run}", "quickstart"], "quickstart is a run: SQL or the @name of a query is missing after it"),
         (["{run}", "SELECT nope FROM steps"], 'Referenced column "nope" not found'),
         (["{run}", "@stals"], "did you mean @stalls?"),
         (["nowhere", "SELECT 1"], "no sweep in 'nowhere'"),
+        (["~nobody-at-all/x", "SELECT 1"], "no sweep in '~nobody-at-all/x'"),
         (["{run}", "{run}", "SELECT 1"], "quickstart is given twice"),
         (["{run}", "runs/quickstart", "SELECT 1"], "quickstart is given twice"),
         (["{run}", "SELECT 1", "--timeout", "0"], "needs some seconds to answer in, got 0"),
