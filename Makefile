@@ -43,6 +43,7 @@ bench: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.quantize --threads 2
 	$(BIN)/python -m benchmarks.train_step --threads 2
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.query
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "setting up .venv (the first time takes a minute or two: PyTorch and Ray are large)"

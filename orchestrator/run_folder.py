@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from altgrad.training.config import RunConfig
-from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
-from orchestrator.results.store import Store, validate_name
+from orchestrator.results.store import Store, find_run, validate_name
 from orchestrator.space import SweepSpec, dump_yaml
 from orchestrator.widening import NotWiderError, Widened, widen
 
@@ -35,15 +34,12 @@ def open_run(where: str, runs: str = "runs") -> Store:
         RunFolderError: there is none.
         DamagedRunError: its plan cannot be understood.
     """
-    for candidate in (where,) if "://" in where else (where, f"{runs}/{where}"):
-        try:
-            store = Store.open(candidate)
-        except ValueError as error:
-            raise RunFolderError(str(error)) from error
-        if store.exists(PLAN):
-            _held(store)
-            return store
-    raise RunFolderError(f"no sweep in {where!r} (a run's folder holds a {PLAN})")
+    try:
+        store = find_run(where, runs)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunFolderError(str(error)) from error
+    _held(store)
+    return store
 
 
 def read_plan(store: Store) -> Plan:
@@ -96,6 +92,7 @@ def plan_sweep(spec: SweepSpec) -> Plan:
     """
     from altgrad.training.data import check_length
     from altgrad.training.precision import layer_formats
+    from orchestrator.corpus import corpus_of
 
     # None of these can be a parameter: all trials of a sweep train on one text.
     text = RunConfig.from_dict({key: spec.run[key] for key in ("corpus", "tokens", "text_column") if key in spec.run})

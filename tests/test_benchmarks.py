@@ -21,9 +21,12 @@ from altgrad.quantization.formats import E4M3, E5M2, FP8Format
 from altgrad.training.callbacks import EARLY_STEPS
 from altgrad.training.config import RankConfig, RunConfig
 from altgrad.training.data import Corpus, load_corpus
-from benchmarks import quantize, sweep
+from benchmarks import quantize, sweep, synthetic_run
 from benchmarks.learn_as_nanogpt import Curves, compare
 from benchmarks.train_step import WARM_UP, Cost, Plain, Program, Size, Tracked, Untracked, measure
+from orchestrator.results.consolidate import consolidate
+from orchestrator.results.named import NAMED, ask
+from orchestrator.results.store import Store
 
 ROOT = Path(__file__).parents[1]
 TINY = "1x32"
@@ -268,6 +271,41 @@ def test_formats_are_taken_by_name_and_e4m3_joins_them() -> None:
     assert [format.name for format in quantize.formats_of("E7M0,E2M5")] == ["E2M5", "E4M3", "E7M0"]
     with pytest.raises(argparse.ArgumentTypeError, match=r"E0M7, .*, got 'bf16'"):
         quantize.formats_of("E4M3,bf16")
+
+
+def test_query_prints_its_figures() -> None:
+    result = last_line("-m", "benchmarks.query", "--json", "--rows", "4000", "--trials", "40", "--rounds", "1")
+    asked = {"rows", "matrix_s", "slowest_named_query_s", "pandas_over_ours", "bytes_per_step_row"}
+    also = {"trials", "layer_rows", "matrix_by_metric_s", "named_query_s", "pandas_s", "pandas_trials_read"}
+    times = {"consolidate_s", "consolidate_unchanged_s", "matrix_command_s"}
+    assert result.keys() == asked | also | times | {"threads", "load_average"}
+    assert (result["rows"], result["trials"], result["layer_rows"]) == (4000, 40, 4000)
+    assert result["named_query_s"].keys() == NAMED.keys()
+    assert result["slowest_named_query_s"] == max(result["named_query_s"].values())
+    timed = [result[name] for name in (asked | times | {"matrix_by_metric_s", "pandas_s"})]
+    assert all(math.isfinite(number) and number > 0 for value in timed for number in numbers({"": value}))
+
+
+def test_a_synthetic_run_is_that_of_a_sweep_and_agrees_where_grids_do(tmp_path: Path) -> None:
+    plan = synthetic_run.make(tmp_path / "run", trials=40, rows=4000)
+    store = Store.open(tmp_path / "run")
+    report = consolidate(store)
+    assert (report.damaged, report.journal_lines_skipped) == ([], 0)
+    assert ask(store, "SELECT DISTINCT status, reason, step FROM trials").to_pylist() == [
+        {"status": "finished", "reason": "completed", "step": 100}
+    ]
+    assert set(ask(store, "@control")["unequal"].to_pylist()) == {0}
+    pack = plan.packs[-1]
+    (first, *_) = synthetic_run.write_result_json(tmp_path / "ray", pack)
+    lines = [json.loads(line) for line in first.read_text().splitlines()]
+    rows = ask(
+        store, f"SELECT step, loss, val_loss FROM steps WHERE key = '{pack.lanes[0].key}' ORDER BY step"
+    ).to_pylist()
+    assert [line["step"] for line in lines] == [row["step"] for row in rows] == [*range(1, 101)]
+    assert [line["loss"] for line in lines] == pytest.approx([row["loss"] for row in rows])
+    assert [line.get("val_loss") for line in lines] == [
+        row["val_loss"] and pytest.approx(row["val_loss"]) for row in rows
+    ]
 
 
 @pytest.mark.parametrize(

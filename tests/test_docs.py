@@ -11,9 +11,11 @@ import pytest
 from cyclopts import CycloptsError, MissingArgumentError
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from results.synthetic_sweep import Sweep
 
 from orchestrator.cli import app
 from orchestrator.results.journal import RECORD_KINDS
+from orchestrator.results.store import Store
 from orchestrator.space import SpaceError, load_space
 from orchestrator.space.spec import RUN_FIELDS, SPEC_KEYS, SweepSpec, flatten
 from orchestrator.space.yaml_source import parse_yaml
@@ -135,8 +137,18 @@ PROGRAMS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def with_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run that pages read from."""
+    folder = tmp_path_factory.mktemp("there")
+    sweep = Sweep(Store.open(folder / "runs" / "quickstart"))
+    sweep.train(sweep.add_pack(), [2.5])
+    return folder
+
+
 @pytest.mark.parametrize(("page", "program"), PROGRAMS, ids=lambda value: getattr(value, "stem", ""))
-def test_a_program_on_a_page_runs(page: Path, program: str):
+def test_a_program_on_a_page_runs(page: Path, program: str, with_a_run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(with_a_run)
     exec(compile(program, page.name, "exec"), {"__name__": "__main__"})
 
 

@@ -4,7 +4,7 @@ Results go to stdout, everything said on the way to stderr. Heavy libraries are 
 so that help is there at once.
 """
 
-from orchestrator.cli import facts, planning, reading, running
+from orchestrator.cli import asking, facts, planning, reading, running
 from orchestrator.cli.app import app, main
 
-__all__ = ["app", "facts", "main", "planning", "reading", "running"]
+__all__ = ["app", "asking", "facts", "main", "planning", "reading", "running"]

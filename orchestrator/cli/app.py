@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 
 import altgrad
 from altgrad.training.config import ConfigError, CorpusError
+from orchestrator.results.errors import DamagedError, NewerError, QueryError
 from orchestrator.space import SpaceError
 from orchestrator.terminal import ENVIRONMENT, INTEGRITY, USAGE, complain, discard, say
 
@@ -53,12 +54,15 @@ def main() -> None:
     except (SpaceError, ConfigError, CorpusError, UsageError) as error:
         complain(error)
         code = USAGE
-    except UnfitError as error:
+    except (UnfitError, NewerError) as error:
         complain(error)
         code = ENVIRONMENT
-    except IntegrityError as error:
+    except (IntegrityError, DamagedError) as error:
         complain(error)
         code = INTEGRITY
+    except QueryError as error:
+        complain(error)
+        code = USAGE
     except BrokenPipeError:
         discard(sys.stdout)
         code = 128 + signal.SIGPIPE

@@ -1,12 +1,12 @@
 """Verbs that read results: no Ray, no torch, no GPU."""
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from orchestrator.cli.app import Json, Run, UsageError, app, opened
-from orchestrator.terminal import INTEGRITY, OK, out, say_damaged, show_rows, show_sentences
+from orchestrator.terminal import INTEGRITY, OK, out, say_damaged, show_sentences
 
 Columns = Annotated[tuple[str, ...], Parameter("--cols", consume_multiple=True, negative="")]
 
@@ -27,31 +27,6 @@ def consolidate(run: Run, /, *, as_json: Json = False) -> int:
         out.print(f"{len(report.written)} files written, {len(report.unchanged)} unchanged: {rows}")
     say_damaged(report)
     return INTEGRITY if report.damaged else OK
-
-
-@app.command
-def query(run: Run, sql: str, /, *, format: Literal["table", "csv", "json"] = "table") -> int:
-    """Ask a run in SQL; the tables are trials, steps, layers, events.
-
-    Example: altgrad query runs/quickstart "SELECT format, avg(stall_ratio) FROM layers GROUP BY format"
-    """
-    from orchestrator.results.consolidate import consolidate as gather
-    from orchestrator.results.queries import QueryError
-    from orchestrator.results.queries import query as ask
-
-    store = opened(run)
-    say_damaged(gather(store))
-    try:
-        found = ask(store, sql)
-    except QueryError as error:
-        raise UsageError(str(error)) from error
-    if format == "json":
-        print(json.dumps(found.to_pylist(), default=str))
-    elif format == "csv":
-        print(found.to_pandas().to_csv(index=False), end="")
-    else:
-        show_rows(found)
-    return OK
 
 
 @app.command

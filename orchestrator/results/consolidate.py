@@ -1,7 +1,8 @@
 """Chunks to dataset: one Parquet file a pack and table, without duplicates, rebuilt only where its chunks changed.
 
-Each dataset file carries in its own metadata what it was made from, so that nothing else has to be believed. It is
-safe to run at any time, also while the sweep runs, and as often as one likes.
+Each dataset file carries in its own metadata what it was made from, so that nothing else has to be believed. A file
+that nobody touched since is known by its footer, and its rows are not read again. It is safe to run at any time, also
+while the sweep runs, and as often as one likes.
 """
 
 import hashlib
@@ -9,54 +10,35 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.results.errors import DamagedError
 from orchestrator.results.holes import first_missing
 from orchestrator.results.journal import Journal, LaneState, SweepState, load_plan
-from orchestrator.results.parquet import DamagedError, decode_table, encode_table
-from orchestrator.results.schema import CHUNK_TABLES, SCHEMA_VERSION, SCHEMAS
+from orchestrator.results.parquet import decode_table, encode_table
+from orchestrator.results.schema import CHUNK_TABLES, SCHEMAS
+from orchestrator.results.sources import Source, Sources
 from orchestrator.results.store import Chunk, Store, parse_chunk
-from orchestrator.results.trials import trials_table
+from orchestrator.results.trials import SUMMARISED, summaries, trials_table
+from orchestrator.results.versions import SCHEMA_VERSION, VERSION_KEY
 
 TRIALS_PATH = "dataset/trials/trials.parquet"
 MANIFEST_PATH = "dataset/manifest.json"
-#: Key of a dataset file's metadata that holds its `_Sources` as JSON.
-_SOURCES = b"altgrad_sources"
 #: What a row is of, by table; of rows alike in these the latest is kept.
 _IDENTITY = {"steps": ("key", "step"), "layers": ("key", "step", "matrix"), "events": ("key", "step", "kind", "matrix")}
 
 
-@dataclass(frozen=True)
-class Source:
-    """A chunk that a dataset file was made from."""
+class _Made(NamedTuple):
+    """What a dataset file says of itself."""
 
-    path: str
-    bytes: int
-    #: Of its content; None where it could not be read at all.
-    sha256: str | None
-    #: Why its rows are missing; None where they are there.
-    damage: str | None = None
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """Everything that decides the content of a dataset file."""
-
-    chunks: tuple[Source, ...] = ()
-    #: Digest of the journal's lane ends that became events.
-    ends: str = ""
-    schema_version: int = SCHEMA_VERSION
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), sort_keys=True).encode()
-
-    @classmethod
-    def from_json(cls, text: bytes) -> "_Sources":
-        values = json.loads(text)
-        return cls(tuple(Source(**chunk) for chunk in values["chunks"]), values["ends"], values["schema_version"])
+    rows: int
+    columns: list[str]
+    version: bytes | None
+    #: None where it does not say.
+    sources: Sources | None
 
 
 @dataclass
@@ -94,6 +76,8 @@ def consolidate(store: Store) -> ConsolidateReport:
 
     Raises:
         FileNotFoundError: the folder has no plan.
+        DamagedError: a dataset file of steps is damaged, and its chunks are gone.
+        NewerError: a later version of the program wrote chunks or dataset.
     """
     plan, journal = load_plan(store), Journal(store)
     state = SweepState.from_records(plan, journal.read())
@@ -117,8 +101,7 @@ def consolidate(store: Store) -> ConsolidateReport:
             if pack not in present and store.exists(_dataset_path(table, pack)):
                 continue
             work.update(table, pack, found.get((table, pack), {}), ends[pack] if table == "events" else [])
-    steps = work.read_steps(found)
-    work.write_if_changed(TRIALS_PATH, encode_table(trials_table(plan, state, steps)))
+    work.write_if_changed(TRIALS_PATH, encode_table(trials_table(plan, state, work.lanes())))
     work.finish(state)
     return report
 
@@ -128,6 +111,9 @@ class _Consolidation:
 
     def __init__(self, store: Store, report: ConsolidateReport) -> None:
         self._store, self._report = store, report
+        self._there = store.facts("dataset")
+        self._before = self._read_manifest()
+        self._made: dict[str, _Made] = {}
 
     def update(self, table: str, pack: str, listed: dict[Chunk, int], end_rows: list[dict[str, Any]]) -> None:
         """Build one dataset file, unless the one there was made from the same."""
@@ -138,20 +124,19 @@ class _Consolidation:
             return
         self._build(table, pack, listed, end_rows, digest)
 
-    def read_steps(self, found: dict[tuple[str, str], dict[Chunk, int]]) -> pa.Table:
-        """The steps of all packs as consolidated; a dataset file that went bad is built again."""
-        wanted = pa.schema([SCHEMAS["steps"].field(name) for name in ("key", "step", "loss", "val_loss")])
-        tables = [wanted.empty_table()]
+    def lanes(self) -> dict[str, dict[str, Any]]:
+        """The `summaries` of all packs' steps; read from the rows only where a file does not hold them."""
+        found = {}
         for path in self._store.list("dataset/steps"):
-            try:
-                tables.append(self._store.read_table(path, wanted))
-            except DamagedError:
-                pack = _pack_of(path)
-                if ("steps", pack) not in found:
-                    raise
-                self._build("steps", pack, found["steps", pack], [], "")
-                tables.append(self._store.read_table(path, wanted))
-        return pa.concat_tables(tables)
+            if not path.endswith(".parquet"):
+                continue
+            sources = self._look(path).sources
+            if sources is None or sources.lanes is None:
+                wanted = pa.schema([SCHEMAS["steps"].field(name) for name in SUMMARISED])
+                found.update(summaries(self._store.read_table(path, wanted)))
+            else:
+                found.update(sources.lanes)
+        return found
 
     def write_if_changed(self, path: str, data: bytes) -> None:
         """Leave a file alone that has this content already."""
@@ -159,23 +144,23 @@ class _Consolidation:
             self._report.unchanged.append(path)
         else:
             self._store.write_bytes(path, data)
-            self._note_written(path)
+            self._report.written.append(path)
 
     def finish(self, state: SweepState) -> None:
         """Write the manifest from what the dataset files say of themselves."""
         files = {}
         self._report.rows = dict.fromkeys(SCHEMAS, 0)
-        for path, size in self._store.sizes("dataset").items():
+        for path, facts in self._store.facts("dataset").items():
             table = path.split("/")[1]
             if table not in SCHEMAS or not path.endswith(".parquet"):
                 continue
-            footer = self._store.read_footer(path)
-            chunks = _Sources.from_json((footer.metadata or {}).get(_SOURCES, _Sources().to_json())).chunks
-            self._report.rows[table] += footer.num_rows
+            made = self._look(path)
+            chunks = made.sources.chunks if made.sources else ()
+            self._report.rows[table] += made.rows
             if bad := [chunk for chunk in chunks if chunk.damage]:
                 lost = first_missing(self._store, _pack_of(path), state.lanes) is not None
                 (self._report.damaged if lost else self._report.made_good).extend(bad)
-            files[path] = {"rows": footer.num_rows, "bytes": size, "chunks": [asdict(chunk) for chunk in chunks]}
+            files[path] = {"rows": made.rows, **facts._asdict(), "chunks": [asdict(chunk) for chunk in chunks]}
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "files": files,
@@ -183,17 +168,37 @@ class _Consolidation:
             "made_good": [asdict(chunk) for chunk in self._report.made_good],
             "journal_lines_skipped": self._report.journal_lines_skipped,
         }
-        self.write_if_changed(MANIFEST_PATH, json.dumps(manifest, indent=1).encode())
+        self.write_if_changed(MANIFEST_PATH, json.dumps(manifest).encode())
+
+    def _read_manifest(self) -> dict[str, Any]:
+        """What the manifest of the last time says of each file; empty where it cannot be understood."""
+        try:
+            files = json.loads(self._store.read_bytes(MANIFEST_PATH))["files"]
+            return {path: (known["bytes"], known["modified"]) for path, known in files.items()}
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _look(self, path: str) -> _Made:
+        """What a dataset file says of itself; one that was touched since the last time is read through."""
+        if path not in self._made:
+            footer = self._store.read_footer(path)
+            if self._before.get(path) != self._there.get(path):
+                self._store.read_table(path, SCHEMAS[path.split("/")[1]])
+            metadata = footer.metadata or {}
+            sources = Sources.from_metadata(metadata)
+            self._made[path] = _Made(footer.num_rows, footer.schema.names, metadata.get(VERSION_KEY), sources)
+        return self._made[path]
 
     def _is_current(self, table: str, path: str, listed: dict[Chunk, int], ends: str) -> bool:
         try:
-            footer = self._store.read_footer(path)
-            sources = _Sources.from_json((footer.metadata or {})[_SOURCES])
-        except (FileNotFoundError, DamagedError, KeyError, ValueError, TypeError):
+            made = self._look(path)
+        except (FileNotFoundError, DamagedError):
             return False
+        sources = made.sources
         return (
-            sources.schema_version == SCHEMA_VERSION
-            and footer.schema.names == SCHEMAS[table].names
+            sources is not None
+            and made.version == SCHEMAS[table].metadata[VERSION_KEY]
+            and made.columns == SCHEMAS[table].names
             and {chunk.path: chunk.bytes for chunk in sources.chunks} == {c.path: size for c, size in listed.items()}
             and sources.ends == ends
             and all(self._digest(chunk.path) == chunk.sha256 for chunk in sources.chunks if chunk.damage)
@@ -210,10 +215,12 @@ class _Consolidation:
         if end_rows:
             parts.append(_missing_ends(pa.concat_tables(parts), end_rows))
         rows = _latest(pa.concat_tables(parts), _IDENTITY[table])
-        made_from = _Sources(tuple(sources), ends).to_json()
+        lanes = summaries(rows.select(SUMMARISED)) if table == "steps" else None
+        made_from = Sources(tuple(sources), ends, lanes)
         path = _dataset_path(table, pack)
-        self._store.write_table(path, rows.replace_schema_metadata({**schema.metadata, _SOURCES: made_from}))
-        self._note_written(path)
+        self._store.write_table(path, rows.replace_schema_metadata({**schema.metadata, **made_from.to_metadata()}))
+        self._made[path] = _Made(rows.num_rows, schema.names, schema.metadata[VERSION_KEY], made_from)
+        self._report.written.append(path)
 
     def _read_chunk(self, chunk: Chunk, size: int, schema: pa.Schema) -> tuple[pa.Table, Source]:
         sha256 = None
@@ -229,11 +236,6 @@ class _Consolidation:
             return hashlib.sha256(self._store.read_bytes(path)).hexdigest()
         except OSError:
             return None
-
-    def _note_written(self, path: str) -> None:
-        if path in self._report.unchanged:
-            self._report.unchanged.remove(path)
-        self._report.written.append(path)
 
 
 def _dataset_path(table: str, pack: str) -> str:

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
+from orchestrator.results.errors import DamagedError
 from orchestrator.results.journal import LaneState
-from orchestrator.results.parquet import DamagedError
 from orchestrator.results.schema import CHUNK_TABLES, SCHEMAS
 from orchestrator.results.store import Chunk, Store, chunks, parse_chunk
 

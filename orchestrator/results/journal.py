@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orchestrator.results.store import Store
+from orchestrator.results.store import PLAN_PATH, Store
 
-PLAN_PATH = "plan.json"
 #: Version of ``plan.json`` that is understood here.
 PLAN_VERSION = 1
 #: What a record may be about; its key ``event``.

@@ -5,9 +5,8 @@ import base64
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-
-class DamagedError(ValueError):
-    """A file that is there but cannot be read back as it was written: cut short, altered, or of another kind."""
+from orchestrator.results.errors import DamagedError
+from orchestrator.results.versions import VERSION_KEY, check_version
 
 
 def encode_table(table: pa.Table) -> bytes:
@@ -29,8 +28,8 @@ def encode_table(table: pa.Table) -> bytes:
 def decode_table(name: str, data: bytes, schema: pa.Schema) -> pa.Table:
     """A Parquet file's bytes as a table of ``schema``: columns it lacks are null, columns it has besides are dropped.
 
-    Page checksums cover the data but not the footer, so the footer is held against itself: its column names against
-    the Arrow schema stored beside them, its row count against the rows.
+    Page checksums cover the data but not the footer, so the footer is held against itself: its column names and
+    version against the Arrow schema stored beside them, its row count against the rows.
 
     Args:
         name: what the bytes are, for messages.
@@ -39,10 +38,12 @@ def decode_table(name: str, data: bytes, schema: pa.Schema) -> pa.Table:
 
     Raises:
         DamagedError: the bytes are not what was written.
+        NewerError: a later version of the program wrote them.
     """
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            _check_names(file.metadata)
+            _check_footer(file.metadata)
+            check_version(name, file.metadata.metadata)
             present = set(file.schema_arrow.names)
             found = file.read(columns=[name for name in schema.names if name in present])
             if found.num_rows != file.metadata.num_rows:
@@ -61,17 +62,23 @@ def decode_footer(name: str, file: pa.NativeFile) -> pq.FileMetaData:
 
     Raises:
         DamagedError: it has no whole footer.
+        NewerError: a later version of the program wrote it.
     """
     try:
-        return pq.read_metadata(file)
+        footer = pq.read_metadata(file)
+        _check_footer(footer)
+        check_version(name, footer.metadata)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedError(f"{name}: {error}") from error
+    return footer
 
 
-def _check_names(metadata: pq.FileMetaData) -> None:
-    stored = (metadata.metadata or {}).get(b"ARROW:schema")
-    if stored is None:
+def _check_footer(metadata: pq.FileMetaData) -> None:
+    found = metadata.metadata or {}
+    if (stored := found.get(b"ARROW:schema")) is None:
         return
     expected = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(stored)))
     if expected.names != metadata.schema.names:
         raise ValueError("column names in the footer disagree")
+    if (expected.metadata or {}).get(VERSION_KEY) != found.get(VERSION_KEY):
+        raise ValueError("versions in the footer disagree")

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from orchestrator.results.errors import DamagedError
 from orchestrator.results.journal import SweepState
-from orchestrator.results.parquet import DamagedError
 from orchestrator.results.schema import END_REASONS, SCHEMAS
 from orchestrator.results.store import Store, chunks
 

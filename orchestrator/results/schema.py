@@ -5,8 +5,7 @@ Undefined is null. Shares lie in [0, 1]. Times are UTC without zone.
 
 import pyarrow as pa
 
-#: Raised by one whenever a column changes its name, type or meaning.
-SCHEMA_VERSION = 1
+from orchestrator.results.versions import SCHEMA_VERSION, VERSION_KEY
 
 _STRING, _BOOL, _INT, _FLOAT = pa.string(), pa.bool_(), pa.int64(), pa.float32()
 _TIME = pa.timestamp("ms")
@@ -117,7 +116,7 @@ EVENT_KINDS: tuple[str, ...] = ("rank_warning", "audited", *END_REASONS)
 
 def _schema(columns: list[tuple[str, pa.DataType, str]]) -> pa.Schema:
     fields = [pa.field(name, kind, metadata={"doc": doc}) for name, kind, doc in columns]
-    return pa.schema(fields, metadata={"altgrad_schema": str(SCHEMA_VERSION)})
+    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
 
 
 #: Schema of each table of the dataset, by name.

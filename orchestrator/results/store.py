@@ -3,6 +3,7 @@
 A file appears whole or not at all, and a chunk is never changed once it is there.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from orchestrator.results import local
 from orchestrator.results.parquet import decode_footer, decode_table, encode_table
 from orchestrator.results.schema import CHUNK_TABLES, SCHEMAS
 
+#: What makes a folder that of a sweep.
+PLAN_PATH = "plan.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHUNK = re.compile(r"packs/([^/]+)/attempt-([1-9]\d*)/([a-z]+)-(\d{6,})\.parquet")
 _ATTEMPT = re.compile(r"/attempt-([1-9]\d*)/")
@@ -37,6 +40,14 @@ def validate_name(name: str) -> str:
         rule = "1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit, and no '..'"
         raise ValueError(f"{name!r} is not a valid name; use {rule}")
     return name
+
+
+class FileFacts(NamedTuple):
+    """What a listing says of a file."""
+
+    bytes: int
+    #: Nanoseconds since 1970; None where the filesystem does not say.
+    modified: int | None
 
 
 class Store:
@@ -64,7 +75,7 @@ class Store:
             ValueError: an address of an unknown kind, or one that carries a password.
         """
         if isinstance(where, Path) or "://" not in where:
-            path = str(Path(where).expanduser().absolute())
+            path = str(Path(os.path.expanduser(where)).absolute())  # which leaves a stranger's home alone
             return cls(pafs.LocalFileSystem(), path, path)
         if urlsplit(where).password:
             raise ValueError("an address must not carry a password, it would end up in logs; set it in the environment")
@@ -74,7 +85,12 @@ class Store:
     @property
     def name(self) -> str:
         """The folder's own name."""
-        return self._root.rsplit("/", 1)[-1]
+        return self.parts[-1]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the folders that lead here, its own last."""
+        return tuple(self._root.split("/"))
 
     def sub(self, name: str) -> "Store":
         """The folder ``name`` inside this one."""
@@ -91,10 +107,16 @@ class Store:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every file under the folder ``prefix``, by path, sorted; files still being written are left out."""
+        return {path: facts.bytes for path, facts in self.facts(prefix).items()}
+
+    def facts(self, prefix: str = "") -> dict[str, FileFacts]:
+        """Size and time of every file under the folder ``prefix``, as `sizes` lists them."""
         base = self._path(prefix) if prefix else self._root
         found = self._fs.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True))
         skip = len(self._root) + 1 if self._root else 0
-        files = {info.path[skip:]: info.size for info in found if info.type == pafs.FileType.File}
+        files = {
+            info.path[skip:]: FileFacts(info.size, info.mtime_ns) for info in found if info.type == pafs.FileType.File
+        }
         return {path: files[path] for path in sorted(files) if not path.endswith(local.TEMPORARY_SUFFIX)}
 
     def list(self, prefix: str = "") -> list[str]:
@@ -162,6 +184,8 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
             DamagedError: it cannot be read back as it was written.
+            NewerError: a later version of the program wrote it.
+        NewerError: a later version of the program wrote it.
         """
         return decode_table(path, self.read_bytes(path), schema)
 
@@ -171,6 +195,7 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
             DamagedError: it has no whole footer.
+            NewerError: a later version of the program wrote it.
         """
         with self._fs.open_input_file(self._path(path)) as file:
             return decode_footer(path, file)
@@ -184,6 +209,29 @@ class Store:
         if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path:
             raise ValueError(f"{path!r} is not a path inside {self.uri}; use names joined by '/', without '.' or '..'")
         return f"{self._root}/{path}" if self._root else path
+
+
+def find_run(where: str, runs: str = "runs") -> Store:
+    """The folder of a sweep that exists: a path or URI of it, or its name under ``runs``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: an address that cannot be opened.
+    """
+    for candidate in (where,) if "://" in where else (where, f"{runs}/{where}"):
+        store = Store.open(candidate)
+        if store.exists(PLAN_PATH):
+            return store
+    raise FileNotFoundError(f"no sweep in {where!r} (a run's folder holds a {PLAN_PATH})")
+
+
+def is_run(where: str) -> bool:
+    """Whether `find_run` finds a sweep there; whatever is no address at all is none."""
+    try:
+        find_run(where)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class Chunk(NamedTuple):

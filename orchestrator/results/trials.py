@@ -10,22 +10,28 @@ import pyarrow.compute as pc
 from orchestrator.results.journal import LaneState, SweepState
 from orchestrator.results.schema import SCHEMAS
 
+#: What `summaries` reads of the steps.
+SUMMARISED: tuple[str, ...] = ("key", "step", "loss", "val_loss")
 
-def trials_table(plan: Mapping[str, Any], state: SweepState, steps: pa.Table) -> pa.Table:
+
+def trials_table(plan: Mapping[str, Any], state: SweepState, measured: Mapping[str, Mapping[str, Any]]) -> pa.Table:
     """One row for each lane of the plan, in its order.
 
     Args:
         plan: the sweep's plan.
         state: what the journal says of it.
-        steps: ``key, step, loss, val_loss`` of every step, sorted by key and step.
+        measured: the `summaries` of all steps.
     """
-    measured = {row["key"]: row for row in _summaries(steps).to_pylist()}
     rows = [_row(pack, lane, state, measured.get(lane["key"], {})) for pack in plan["packs"] for lane in pack["lanes"]]
     return pa.Table.from_pylist(rows, schema=SCHEMAS["trials"])
 
 
-def _summaries(steps: pa.Table) -> pa.Table:
-    """By key: the last step and the loss there, the last and the smallest validation loss."""
+def summaries(steps: pa.Table) -> dict[str, dict[str, Any]]:
+    """By key: the last ``step`` and the ``loss`` there, the last ``val_loss`` and the ``best_val_loss``.
+
+    Args:
+        steps: with the columns `SUMMARISED`, sorted by key and step.
+    """
     # The order of the rows decides what is last, and threads would not keep it.
     found = steps.group_by("key", use_threads=False).aggregate(
         [
@@ -35,7 +41,8 @@ def _summaries(steps: pa.Table) -> pa.Table:
             ("val_loss", "min"),
         ]
     )
-    return found.rename_columns(["key", "step", "loss", "val_loss", "best_val_loss"])
+    rows = found.rename_columns(["key", "step", "loss", "val_loss", "best_val_loss"]).to_pylist()
+    return {row.pop("key"): row for row in rows}
 
 
 def _row(

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pyarrow.compute as pc
 
-from orchestrator.results.parquet import DamagedError
+from orchestrator.results.errors import DamagedError
 from orchestrator.results.schema import SCHEMAS
 from orchestrator.results.store import Store, chunks
 

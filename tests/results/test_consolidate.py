@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ def test_a_dataset_file_gone_bad_is_built_again(sweep: Sweep, damage: Any) -> No
     consolidate(sweep.store)
     good = sweep.store.read_bytes(STEPS_0)
     sweep.store.write_bytes(STEPS_0, damage(good))
+    # A clock may be too coarse to tell two writes of a test apart.
+    os.utime(Path(sweep.store.uri, STEPS_0), (0, 0))
     assert STEPS_0 in consolidate(sweep.store).written
     assert sweep.store.read_bytes(STEPS_0) == good
 
@@ -186,6 +189,79 @@ def test_a_dataset_made_under_other_columns_is_made_again(sweep: Sweep, monkeypa
     assert sweep.store.read_footer(STEPS_0).schema.names == SCHEMAS["steps"].names
 
 
+@pytest.fixture
+def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of the files that are read from end to end."""
+    seen: list[str] = []
+    whole = Store.read_bytes
+    monkeypatch.setattr(Store, "read_bytes", lambda store, path: seen.append(path) or whole(store, path))
+    return seen
+
+
+def test_rows_of_unchanged_packs_are_not_read(any_sweep: Sweep, files_read: list[str]) -> None:
+    for _ in range(3):
+        any_sweep.train(any_sweep.add_pack(lanes=2), [2.0, 3.0])
+    consolidate(any_sweep.store)
+    files_read.clear()
+    consolidate(any_sweep.store)
+    always = ["dataset/manifest.json", "dataset/trials/trials.parquet", "journal.jsonl", "plan.json"]
+    assert sorted(set(files_read)) == always
+    any_sweep.train(any_sweep.add_pack(), [4.0])
+    files_read.clear()
+    report = consolidate(any_sweep.store)
+    assert set(report.written) == {"dataset/events/p003.parquet", "dataset/steps/p003.parquet", *always[:2]}
+    assert set(files_read) == {*always, "packs/p003/attempt-1/steps-000000.parquet"}
+
+
+def test_trials_are_the_same_whether_steps_are_read_or_remembered(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(lanes=3), [2.0, None, 0.1], [("completed", 400), ("diverged", 30), None])
+    consolidate(sweep.store)
+    remembered = trials(sweep.store)
+    table = sweep.store.read_table(STEPS_0, SCHEMAS["steps"])
+    sweep.store.delete("packs")
+    sweep.store.write_table(STEPS_0, table)
+    consolidate(sweep.store)
+    assert trials(sweep.store) == remembered
+    assert [trial["val_loss"] for trial in remembered] == [2.0, None, pytest.approx(0.1)]
+
+
+def test_what_a_footer_remembers_is_not_believed_once_altered(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    consolidate(sweep.store)
+    good, remembered = sweep.store.read_bytes(STEPS_0), trials(sweep.store)
+    altered = good.replace(b'"best_val_loss": 2.0', b'"best_val_loss": 1.0')
+    path, facts = Path(sweep.store.uri, STEPS_0), Path(sweep.store.uri, STEPS_0).stat()
+    assert altered != good
+    path.write_bytes(altered)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert STEPS_0 in consolidate(sweep.store).written
+    assert sweep.store.read_bytes(STEPS_0) == good
+    assert trials(sweep.store) == remembered
+
+
+def test_a_file_that_tells_of_its_sources_in_other_words_is_built_again(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    with monkeypatch.context() as another:
+        another.setattr("orchestrator.results.sources.asdict", lambda made: {"sources": len(made.chunks)})
+        consolidate(sweep.store)
+    assert STEPS_0 in consolidate(sweep.store).written
+    assert consolidate(sweep.store).written == []
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[]", b'{"files": {"dataset/steps/p000.parquet": 3}}', None])
+def test_a_manifest_gone_bad_is_written_again(sweep: Sweep, content: bytes | None) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    consolidate(sweep.store)
+    good = sweep.store.read_bytes("dataset/manifest.json")
+    sweep.store.delete("dataset/manifest.json")
+    if content is not None:
+        sweep.store.write_bytes("dataset/manifest.json", content)
+    assert consolidate(sweep.store).written == ["dataset/manifest.json"]
+    assert sweep.store.read_bytes("dataset/manifest.json") == good
+
+
 def test_the_dataset_outlives_its_chunks(sweep: Sweep) -> None:
     sweep.train(sweep.add_pack(), [2.0])
     consolidate(sweep.store)
@@ -204,7 +280,8 @@ def test_the_manifest_names_the_sources_of_every_file(any_sweep: Sweep) -> None:
     assert manifest["schema_version"] == 1
     digest = hashlib.sha256(store.read_bytes(path)).hexdigest()
     source = {"path": path, "bytes": len(store.read_bytes(path)), "sha256": digest, "damage": None}
-    assert manifest["files"][STEPS_0] == {"rows": 1, "bytes": len(store.read_bytes(STEPS_0)), "chunks": [source]}
+    facts = store.facts("dataset")[STEPS_0]
+    assert manifest["files"][STEPS_0] == {"rows": 1, **facts._asdict(), "chunks": [source]}
 
 
 # --- trials and events
