@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from altgrad.training.config import RunConfig
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
-from orchestrator.results.store import Store, find_run, validate_name
+from orchestrator.results.runs import find_run
+from orchestrator.results.store import Store, validate_name
 from orchestrator.space import SweepSpec, dump_yaml
 from orchestrator.widening import NotWiderError, Widened, widen
 

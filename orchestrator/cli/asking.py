@@ -80,8 +80,8 @@ def _named() -> "pa.Table":
 def _answer(runs: Sequence[str], question: str, timeout: float, memory: str | None) -> "pa.Table":
     from orchestrator.results.consolidate import consolidate
     from orchestrator.results.named import ask, find
-    from orchestrator.results.queries import check_limits, run_names
-    from orchestrator.results.store import is_run
+    from orchestrator.results.queries import check_limits
+    from orchestrator.results.runs import is_run, run_names
 
     stores = [opened(run) for run in runs]
     if len(question.split()) == 1 and is_run(question):

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -168,7 +169,9 @@ class _Consolidation:
             "made_good": [asdict(chunk) for chunk in self._report.made_good],
             "journal_lines_skipped": self._report.journal_lines_skipped,
         }
-        self.write_if_changed(MANIFEST_PATH, json.dumps(manifest).encode())
+        # Where everything else is as it should be, a folder that may only be read lacks nothing but new times.
+        with nullcontext() if self._report.written else suppress(OSError):
+            self.write_if_changed(MANIFEST_PATH, json.dumps(manifest).encode())
 
     def _read_manifest(self) -> dict[str, Any]:
         """What the manifest of the last time says of each file; empty where it cannot be understood."""

@@ -62,10 +62,11 @@ def _fields(column: pa.Array) -> list[Any]:
 
 
 def _json(rows: pa.Table) -> bytes:
-    names, lines = rows.column_names, []
+    names: list[str] = rows.column_names
+    lines: list[str] = []
     for batch in rows.to_batches(_AT_ONCE):
-        for row in zip(*map(_values, batch.columns), strict=True):
-            lines.append(json.dumps(dict(zip(names, row, strict=True)), allow_nan=False))
+        objects = (dict(zip(names, row, strict=True)) for row in zip(*map(_values, batch.columns), strict=True))
+        lines += (json.dumps(each, allow_nan=False) for each in objects)
     return f"[{', '.join(lines)}]\n".encode()
 
 

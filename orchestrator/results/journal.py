@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orchestrator.results.store import PLAN_PATH, Store
+from orchestrator.results.store import Store
 
+#: What makes a folder that of a sweep.
+PLAN_PATH = "plan.json"
 #: Version of ``plan.json`` that is understood here.
 PLAN_VERSION = 1
 #: What a record may be about; its key ``event``.

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from orchestrator.results.errors import DamagedError, DamagedQueryError, QueryError
+from orchestrator.results.runs import run_names
 from orchestrator.results.schema import SCHEMAS
 from orchestrator.results.store import Store
 
@@ -41,7 +42,7 @@ def connect(stores: Store | Sequence[Store], memory: str | None = None) -> duckd
         memory: how much DuckDB may hold at once, such as ``2GB``; by default four fifths of the machine's.
 
     Raises:
-        ValueError: an empty list of stores, the same one twice, or not a size.
+        ValueError: an empty list of stores, or the same one twice.
         NewerError: a later version of the program wrote the dataset.
     """
     connection = duckdb.connect(":memory:", config=_CONFIG | ({"memory_limit": memory} if memory else {}))
@@ -94,27 +95,6 @@ def query(stores: Store | Sequence[Store], sql: str, timeout_s: float = 60.0, me
             timer.cancel()
             # Otherwise a timer that fires just now would interrupt a closed connection.
             timer.join()
-
-
-def run_names(stores: Sequence[Store]) -> list[str]:
-    """What each of several sweeps is called in the column ``run``.
-
-    That is the name of its folder; where two share one, those of the folders above it too, as far as is needed.
-
-    Raises:
-        ValueError: an empty list, or the same folder twice.
-    """
-    if not stores:
-        raise ValueError("no sweep to read")
-    uris = [store.uri for store in stores]
-    for uri in uris:
-        if uris.count(uri) > 1:
-            raise ValueError(f"{uri} is given twice")
-    for depth in range(1, max(len(store.parts) for store in stores) + 1):
-        names = ["/".join(store.parts[-depth:]) for store in stores]
-        if len(set(names)) == len(names):
-            return names
-    return uris
 
 
 def check_limits(timeout_s: float, memory: str | None) -> None:

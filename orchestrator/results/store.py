@@ -21,8 +21,6 @@ from orchestrator.results import local
 from orchestrator.results.parquet import decode_footer, decode_table, encode_table
 from orchestrator.results.schema import CHUNK_TABLES, SCHEMAS
 
-#: What makes a folder that of a sweep.
-PLAN_PATH = "plan.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHUNK = re.compile(r"packs/([^/]+)/attempt-([1-9]\d*)/([a-z]+)-(\d{6,})\.parquet")
 _ATTEMPT = re.compile(r"/attempt-([1-9]\d*)/")
@@ -209,29 +207,6 @@ class Store:
         if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path:
             raise ValueError(f"{path!r} is not a path inside {self.uri}; use names joined by '/', without '.' or '..'")
         return f"{self._root}/{path}" if self._root else path
-
-
-def find_run(where: str, runs: str = "runs") -> Store:
-    """The folder of a sweep that exists: a path or URI of it, or its name under ``runs``.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: an address that cannot be opened.
-    """
-    for candidate in (where,) if "://" in where else (where, f"{runs}/{where}"):
-        store = Store.open(candidate)
-        if store.exists(PLAN_PATH):
-            return store
-    raise FileNotFoundError(f"no sweep in {where!r} (a run's folder holds a {PLAN_PATH})")
-
-
-def is_run(where: str) -> bool:
-    """Whether `find_run` finds a sweep there; whatever is no address at all is none."""
-    try:
-        find_run(where)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 class Chunk(NamedTuple):

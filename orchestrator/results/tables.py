@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from orchestrator.results.consolidate import consolidate
+from orchestrator.results.runs import find_run
 from orchestrator.results.schema import SCHEMAS
 from orchestrator.results.sources import Source
-from orchestrator.results.store import Store, find_run
+from orchestrator.results.store import Store
 
 
 class Tables:

@@ -262,6 +262,24 @@ def test_a_manifest_gone_bad_is_written_again(sweep: Sweep, content: bytes | Non
     assert sweep.store.read_bytes("dataset/manifest.json") == good
 
 
+def test_a_copy_that_may_only_be_read_needs_no_writing(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    before = consolidate(sweep.store)
+    os.utime(Path(sweep.store.uri, STEPS_0), (0, 0))
+
+    def refuse(store: Store, path: str, data: bytes) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Store, "write_bytes", refuse)
+    found = consolidate(sweep.store)
+    assert (found.rows, found.written) == (before.rows, [])
+    write_path = Path(sweep.store.uri, "packs/p000/attempt-1/steps-000000.parquet")
+    write_path.unlink()
+    write_path.with_name("steps-000001.parquet").write_bytes(b"not a table")
+    with pytest.raises(PermissionError):
+        consolidate(sweep.store)
+
+
 def test_the_dataset_outlives_its_chunks(sweep: Sweep) -> None:
     sweep.train(sweep.add_pack(), [2.0])
     consolidate(sweep.store)
