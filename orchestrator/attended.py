@@ -1,6 +1,5 @@
 """A sweep with a person watching: its picture while it runs, and what came of it."""
 
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,18 @@ from orchestrator.results.render import render
 from orchestrator.results.store import Store
 from orchestrator.signals import Caught, caught_signals
 from orchestrator.sweep.progress import Progress
-from orchestrator.terminal import ENVIRONMENT, FAILED_TRIALS, INTEGRITY, OK, complain, err, out, say, say_damaged
+from orchestrator.terminal import (
+    ENVIRONMENT,
+    FAILED_TRIALS,
+    INTEGRITY,
+    OK,
+    command,
+    complain,
+    err,
+    out,
+    say,
+    say_damaged,
+)
 
 
 def run_attended(planned: Plan, store: Store, state: SweepState, address: str | None) -> int:
@@ -93,11 +103,6 @@ def _completed(planned: Plan, store: Store, state: SweepState) -> SweepState:
 def _interrupted(store: Store, caught: Caught) -> int:
     say(f"interrupted; go on with: {command('resume', store)}")
     return 128 + (caught.signal or signal.SIGINT)
-
-
-def command(name: str, store: Store) -> str:
-    """A command on a run as a shell takes it."""
-    return f"altgrad {name} {shlex.quote(store.uri)}"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from altgrad.training.config import nearest_name
 from orchestrator.cli.app import Json, UsageError, app
@@ -47,6 +47,19 @@ def formats(name: str | None = None, /, *, as_json: Json = False) -> int:
         print(json.dumps(shown, allow_nan=False))
     else:
         out.print(table)
+    return OK
+
+
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
+    """Print what teaches a shell to complete verbs, options and the names of runs.
+
+    In ~/.bashrc: eval "$(altgrad completion bash)"; in ~/.zshrc: eval "$(altgrad completion zsh)"; for fish:
+    altgrad completion fish > ~/.config/fish/completions/altgrad.fish
+
+    Example: altgrad completion bash
+    """
+    print(app.generate_completion(shell=shell))
     return OK
 
 
