@@ -15,7 +15,6 @@ from command import Command
 from results.synthetic_sweep import Sweep
 from rich.console import Console
 
-from orchestrator import status as module
 from orchestrator.cli import running
 from orchestrator.results.journal import Journal
 from orchestrator.results.store import Store
@@ -341,7 +340,7 @@ def test_what_does_not_run_is_not_waited_for(halfway: Told, command: Command) ->
 def test_the_size_of_a_folder_is_not_measured_at_every_look(halfway: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     halfway.kept()
     measured, watch = [], Watch(halfway.sweep.store)
-    monkeypatch.setattr(module, "_disk", lambda store: measured.append(store))
+    monkeypatch.setattr("orchestrator.status.watch._disk", lambda store: measured.append(store))
     for _ in range(5):
         watch.look()
     assert len(measured) == 1

@@ -25,6 +25,7 @@ app = App(
     help="Which 8-bit number format trains a GPT best, and where and why do the others fail?",
     version=altgrad.__version__,
     version_flags=["--version"],
+    default_parameter=Parameter(negative=()),
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
+from rich import box
 from rich.live import Live
 from rich.table import Column, Table
 
@@ -174,13 +175,10 @@ def _watch(watched: "Watch", every: float, as_json: bool) -> None:
 def _tell(found: "Status", store: "Store") -> None:
     """The picture, why trials ended early or failed, and what to type next."""
     out.print(found.picture())
-    table = Table(Column("cell", overflow="fold"), *(Column(name, no_wrap=True) for name in ("trial", "state", "step")))
-    table.add_column("why", overflow="fold")
-    for lane in found.state.lanes.values():
-        if lane.status not in ("planned", "finished") or lane.reason not in (None, "completed"):
-            step = "" if lane.step is None else str(lane.step)
-            table.add_row(found.cells[lane.pack], lane.key[:8], lane.reason or lane.status, step, lane.message or "")
-    if table.row_count:
+    if found.ends:
+        table = Table("end", Column("trials and why", overflow="fold"), box=box.SIMPLE_HEAD, pad_edge=False)
+        for end in found.ends:
+            table.add_row(end.reason if end.step is None else f"{end.reason} @{end.step}", str(end))
         out.print(table)
     if found.state.unfinished and not found.running:
         say(f"go on with: {command('resume', store)}")
