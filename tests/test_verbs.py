@@ -124,7 +124,7 @@ def test_every_verb_is_walked_through() -> None:
     assert not set(GOOD) & set(ELSEWHERE)
     assert {arguments[0] for arguments, _, _ in MISUSE} >= verbs()
     for verb, file in ELSEWHERE.items():
-        assert re.search(rf'\b(altgrad\(\s*"{verb}"|cli\.{verb}\()', (ROOT / "tests" / file).read_text())
+        assert re.search(rf'\b(altgrad\(\s*"{verb}"|facts\.{verb}\()', (ROOT / "tests" / file).read_text())
 
 
 # --- help
@@ -136,14 +136,23 @@ def test_help_fits_a_narrow_terminal_and_has_an_example_that_parses(verb: str, c
     assert (done.code, done.err) == (0, "")
     assert is_plain(done)
     assert max(map(len, done.out.splitlines())) <= 80
-    if verb:
-        (example,) = re.findall(r"^ *Example: altgrad (.+)$", app[verb].default_command.__doc__ or "", re.MULTILINE)
-        assert shlex.split(example)[0] == verb
+    assert all(name in done.out for name in ([verb] if verb else verbs()))
+    examples = re.findall(r"^ *Example: altgrad (.+)$", doc(verb), re.MULTILINE) if verb else []
+    assert bool(examples) == bool(verb)
+    for example in examples:
         found, _, _ = app.parse_args(shlex.split(example), print_error=False, exit_on_error=False)
         assert found is app[verb].default_command
-        assert f"Example: altgrad {verb}" in done.out
-    else:
-        assert all(name in done.out for name in verbs())
+        assert f"Example: altgrad {example}" in " ".join(done.out.split())
+
+
+def doc(verb: str) -> str:
+    return app[verb].default_command.__doc__ or ""
+
+
+@pytest.mark.parametrize("verb", sorted(verbs()))
+def test_every_argument_is_explained(verb: str) -> None:
+    arguments = app[verb].assemble_argument_collection(parse_docstring=True)
+    assert [argument.name for argument in arguments if not argument.parameter.help] == []
 
 
 def test_no_help_loads_a_heavy_library() -> None:

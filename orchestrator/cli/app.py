@@ -32,6 +32,7 @@ app = App(
 
 
 Override = Annotated[str, Parameter(help="key=value: a parameter, a key of the file, or a field of a run.")]
+Space = Annotated[Path, Parameter(help="A search space file; `altgrad init` writes one.")]
 Json = Annotated[bool, Parameter("--json", help="Print JSON, for scripts.")]
 
 

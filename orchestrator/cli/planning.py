@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from orchestrator.cli.app import Json, Override, UsageError, app, planned
+from orchestrator.cli.app import Json, Override, Space, UsageError, app, planned
 from orchestrator.terminal import OK, out, say
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def init(
 
     Lists have commas and no spaces. Combinations that have no meaning are excluded with the reason.
 
-    Example: altgrad init my-first.yaml --formats fp32,E4M3,E5M2 --optimizers adamw,grid --seeds 3
+    Example: altgrad init my-first.yaml --formats fp32,E4M3,E5M2 --seeds 3
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def init(
 
 
 @app.command
-def plan(space: Path, /, *overrides: Override, as_json: Json = False) -> int:
+def plan(space: Space, /, *overrides: Override, as_json: Json = False) -> int:
     """Show what a sweep would run, and run nothing.
 
     Example: altgrad plan search_spaces/quickstart.yaml format=[E4M3,E5M2]

@@ -13,7 +13,7 @@ from rich import box
 from rich.live import Live
 from rich.table import Column, Table
 
-from orchestrator.cli.app import Json, Override, Run, UnfitError, app, folder_trouble, opened, planned
+from orchestrator.cli.app import Json, Override, Run, Space, UnfitError, app, folder_trouble, opened, planned
 from orchestrator.terminal import FAILED_TRIALS, OK, command, err, out, say
 
 if TYPE_CHECKING:
@@ -23,15 +23,23 @@ if TYPE_CHECKING:
     from orchestrator.run_folder import Check
     from orchestrator.status import Status, Watch
 
+Address = Annotated[
+    str | None,
+    Parameter(
+        env_var="RAY_ADDRESS",
+        help="A running Ray cluster (auto on its head node); without one, Ray is started here.",
+    ),
+]
+
 
 @app.command
 def sweep(
-    space: Path,
+    space: Space,
     /,
     *overrides: Override,
     name: str | None = None,
     storage: str = "runs",
-    address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None,
+    address: Address = None,
 ) -> int:
     """Run a search space: plan it, train every trial under Ray Tune, print the matrix.
 
@@ -46,8 +54,6 @@ def sweep(
         Name of the run's folder; the file's own name by default.
     storage
         Folder or URI (s3://bucket/runs) under which runs are kept; every worker must reach it.
-    address
-        A running Ray cluster (auto on its head node); without one, Ray is started here.
     """
     with err.status("reading the search space and the corpus"):
         plan = planned(space, overrides)
@@ -66,7 +72,7 @@ def sweep(
 
 
 @app.command
-def resume(run: Run, /, *, address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None) -> int:
+def resume(run: Run, /, *, address: Address = None) -> int:
     """Go on with a sweep that was interrupted: unfinished trials only, each from its last checkpoint.
 
     Checkpoints are data and are never executed; the folder's plan decides what runs, so resume folders that you trust.
@@ -192,6 +198,8 @@ def train(config: Path, /, *overrides: Override, rows: Path | None = None) -> in
 
     Parameters
     ----------
+    config
+        A YAML file with the fields of a run.
     rows
         Parquet file for the rows of every step; those of every matrix go beside it.
     """
