@@ -75,6 +75,7 @@ MISUSE: list[tuple[list[str], int, list[str]]] = [
     (["stop", "done", "--timeout", "soon"], 2, ["--timeout", "soon"]),
     (["stop", "done", "--timeout", "-1"], 2, ["--timeout", "-1"]),
     (["status", "done", "--every", "0"], 2, ["--every", "0"]),
+    (["status", "done", "--every", "inf"], 2, ["--every", "86400"]),
     (["query", "done", "SELECT nothing FROM trials"], 2, ["nothing"]),
     (["query", "done", "SELECT 1", "--format", "xml"], 2, ["xml", "csv"]),
     (["matrix", "done", "--metric", "val_los"], 2, ["val_los"]),
@@ -179,6 +180,17 @@ def test_a_good_use_prints_what_was_asked_for(verb: str, command: Command) -> No
     assert GOOD[verb].prints in done.out
     assert "error" not in done.err
     assert is_plain(done)
+
+
+def test_a_long_name_is_folded_and_not_cut(command: Command, tmp_path: Path) -> None:
+    parts = [f"*.part_{number}.*" for number in range(8)]
+    rules = ", ".join(f"{{match: '{part}', format: E5M2}}" for part in parts)
+    (tmp_path / "long.yaml").write_text(SPACE.replace("parameters:", f"parameters:\n  layers: {{values: [[{rules}]]}}"))
+    done = command("plan", tmp_path / "long.yaml")
+    assert done.code == 0, done.err
+    table = [line for line in done.out.splitlines() if "│" in line]
+    assert max(map(len, table)) <= 80
+    assert ",".join(f"{part}:E5M2" for part in parts) in "".join(line.split("│")[1].strip() for line in table)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in GOOD if "--json" in str(app[verb].assemble_argument_collection())])

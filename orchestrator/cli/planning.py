@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from orchestrator.cli.app import Json, Override, Space, UsageError, app, planned
 from orchestrator.terminal import OK, out, say
@@ -82,7 +82,8 @@ def plan(space: Space, /, *overrides: Override, as_json: Json = False) -> int:
     if as_json:
         print(json.dumps(found.to_dict()))
         return OK
-    table = Table("cell", "trials", "settings", "steps each", title=found.spec.name, title_justify="left")
+    cell = Column("cell", overflow="fold")
+    table = Table(cell, "trials", "settings", "steps each", title=found.spec.name, title_justify="left")
     cells: dict[str, list[Any]] = {}
     for pack in found.packs:
         cells.setdefault(pack.cell + (" (control)" if pack.control else ""), []).append(pack)

@@ -126,7 +126,7 @@ def status(
     /,
     *,
     watch: bool = False,
-    every: Annotated[float, Parameter(validator=Number(gt=0))] = 2.0,
+    every: Annotated[float, Parameter(validator=Number(gt=0, lte=86_400))] = 2.0,
     as_json: Json = False,
 ) -> int:
     """Where a sweep stands, running or not: trials, rungs, the best so far, warnings, failures, time left, disk.
