@@ -82,8 +82,8 @@ def plan(space: Space, /, *overrides: Override, as_json: Json = False) -> int:
     if as_json:
         print(json.dumps(found.to_dict()))
         return OK
-    cell = Column("cell", overflow="fold")
-    table = Table(cell, "trials", "settings", "steps each", title=found.spec.name, title_justify="left")
+    name = Column("cell", overflow="fold")
+    table = Table(name, "trials", "settings", "steps each", title=found.spec.name, title_justify="left")
     cells: dict[str, list[Any]] = {}
     for pack in found.packs:
         cells.setdefault(pack.cell + (" (control)" if pack.control else ""), []).append(pack)
