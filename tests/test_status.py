@@ -1,5 +1,6 @@
 """`altgrad status`: where a sweep stands, from its plan and journal alone, live or dead, once or watched."""
 
+import io
 import json
 import os
 import socket
@@ -309,6 +310,20 @@ def test_a_watched_sweep_is_shown_again_when_something_is_new_until_it_has_ended
     assert slept == [0.5] * 3
     assert [words in done.out for words in ("4 running", "6 running", "(SIGTERM)")] == [True] * 3
     assert done.out.count("4 running") == 1, "nothing was new"
+
+
+def test_on_a_terminal_it_is_redrawn_in_its_place(
+    halfway: Told, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(running, "out", Console(file=screen, force_terminal=True, width=80, no_color=True))
+    run, journal = halfway.kept(), Journal(halfway.sweep.store)
+    happenings(monkeypatch, lambda: None, lambda: journal.append({"event": "sweep_ended", "reason": "SIGINT"}))
+    assert command("status", run, "--watch").code == 0
+    drawn_over = screen.getvalue()
+    assert drawn_over.count("4 running") >= 2
+    assert "\x1b[1A" in drawn_over, "the cursor goes up again"
+    assert "(SIGINT)" in drawn_over
 
 
 def test_watched_as_json_it_is_a_line_each_time(
