@@ -20,13 +20,13 @@ SPACE = """\
 name: space
 parameters:
   format: {values: [fp32, E4M3]}
-run: {steps: 2, eval_batches: 1, corpus: text.txt, model: {n_layer: 1, n_head: 1, n_embd: 32, block_size: 8}}
+run: {steps: 2, eval_batches: 1, corpus: walk.txt, model: {n_layer: 1, n_head: 1, n_embd: 32, block_size: 8}}
 """
 RUN = """\
 steps: 2
 report_interval: 1
 eval_batches: 1
-corpus: text.txt
+corpus: walk.txt
 model: {n_layer: 1, n_head: 1, n_embd: 32, block_size: 8}
 """
 
@@ -98,7 +98,7 @@ def verbs() -> set[str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `Use` has it, beside a run whose plan is garbled."""
     folder = tmp_path_factory.mktemp("walk")
-    (folder / "text.txt").write_text("To be, or not to be. " * 400)
+    (folder / "walk.txt").write_text("To be, or not to be. " * 400)
     (folder / "space.yaml").write_text(SPACE)
     (folder / "run.yaml").write_text(RUN)
     sweep = Sweep(Store.open(folder / "runs/done"))
