@@ -8,6 +8,7 @@ from collections.abc import Callable
 from orchestrator.results.driver import Driver
 from orchestrator.results.journal import Journal, SweepState, load_plan
 from orchestrator.results.store import Store
+from orchestrator.terminal import command
 
 #: Seconds between looks at whether the process is still there.
 _LOOK = 0.2
@@ -27,7 +28,7 @@ def running_driver(store: Store) -> Driver | None:
     if driver is not None and not driver.is_here:
         raise CannotStopError(
             f"{store.uri} was begun by process {driver.pid} of {driver.host} and has not said that it ended. A process "
-            f"can only be told so on its own machine: there, type: altgrad stop RUN (or: kill -TERM {driver.pid})"
+            f"can only be told so on its own machine: there, type: {command('stop', store)} (or: kill -TERM {driver.pid})"
         )
     return driver if driver is not None and driver.is_alive else None
 
