@@ -28,7 +28,7 @@ def running_driver(store: Store) -> Driver | None:
     if driver is not None and not driver.is_here:
         raise CannotStopError(
             f"{store.uri} was begun by process {driver.pid} of {driver.host} and has not said that it ended. A process "
-            f"can only be told so on its own machine: there, type: {command('stop', store)} (or: kill -TERM {driver.pid})"
+            f"can only be told to end on its own machine. Type there: {command('stop', store)}"
         )
     return driver if driver is not None and driver.is_alive else None
 
