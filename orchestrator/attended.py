@@ -1,6 +1,5 @@
 """A sweep with a person watching: its picture while it runs, and what came of it."""
 
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from orchestrator.terminal import (
     FAILED_TRIALS,
     INTEGRITY,
     OK,
+    command,
     complain,
     err,
     out,
@@ -105,11 +105,6 @@ def _completed(planned: Plan, store: Store, state: SweepState) -> SweepState:
 def _interrupted(store: Store, caught: Caught) -> int:
     say(f"interrupted; go on with: {command('resume', store)}")
     return 128 + (caught.signal or signal.SIGINT)
-
-
-def command(name: str, store: Store) -> str:
-    """A command on a run as a shell takes it."""
-    return f"altgrad {name} {shlex.quote(store.uri)}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from altgrad.quantization.formats import FORMAT_REGISTRY
 from altgrad.training.config import RunConfig
 from altgrad.training.model import matrix_names, parameter_shapes
 from orchestrator.plan import Pack, Plan
+from orchestrator.quantities import size
 from orchestrator.results.journal import SweepState
 from orchestrator.results.store import Store
 
@@ -58,19 +59,8 @@ class Disk:
 
     def __str__(self) -> str:
         parts = {"rows": self.rows, "W&B": self.wandb, "checkpoints": self.checkpoints}
-        named = ", ".join(f"{name} {shown(n)}" for name, n in parts.items() if n)
-        return f"about {shown(self.total)} ({named})"
-
-
-def shown(size: float) -> str:
-    """Bytes for a reader, to two digits.
-
-    >>> shown(1_234), shown(45_600_000), shown(2.34e12)
-    ('1.2 kB', '46 MB', '2.3 TB')
-    """
-    power = min(4, int(math.log(max(size, 1), 1000)))
-    scaled = size / 1000**power
-    return f"{scaled:.{int(scaled < 10)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+        named = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
+        return f"about {size(self.total)} ({named})"
 
 
 def packs_at_once(plan: Plan) -> int:
@@ -119,7 +109,7 @@ def check_disk(plan: Plan, state: SweepState, store: Store, at_once: int | None)
     need, free = disk(plan, state, at_once), shutil.disk_usage(nearest_folder(Path(store.uri))).free
     if need.total <= free / 2:
         return None
-    found = f"the sweep writes {need}, and {store.uri} has {shown(free)} left"
+    found = f"the sweep writes {need}, and {store.uri} has {size(free)} left"
     way_out = "make room, choose another --storage, or plan less (fewer trials or steps, wandb.mode=disabled)"
     if need.total > 2 * free:
         raise PreflightError(f"{found}: {way_out}")
@@ -165,8 +155,8 @@ def check_memory(packs: Iterable[Pack], vocabulary: int, memory: int, share: flo
         way_out = f"a larger resources.gpu, or {way_out}"
     lanes = f"{len(pack.lanes)} lane{'s' if len(pack.lanes) > 1 else ''}"
     raise PreflightError(
-        f"{pack.pack} ({pack.cell}, {lanes}) takes about {shown(need)} of GPU memory, and resources.gpu: {share:g} of "
-        f"{shown(memory)} is {shown(have)}: {way_out}"
+        f"{pack.pack} ({pack.cell}, {lanes}) takes about {size(need)} of GPU memory, and resources.gpu: {share:g} of "
+        f"{size(memory)} is {size(have)}: {way_out}"
     )
 
 
@@ -185,7 +175,7 @@ def automatic_share(packs: Iterable[Pack], vocabulary: int, memory: int) -> floa
 def estimates(plan: Plan) -> list[str]:
     """What a whole sweep will need, a line each."""
     pack, need = _largest(plan.packs, plan.corpus["vocabulary"])
-    return [f"disk: {disk(plan, None, packs_at_once(plan))}", f"GPU memory: at most {shown(need)} a pack ({pack.pack})"]
+    return [f"disk: {disk(plan, None, packs_at_once(plan))}", f"GPU memory: at most {size(need)} a pack ({pack.pack})"]
 
 
 def _largest(packs: Iterable[Pack], vocabulary: int) -> tuple[Pack, int]:

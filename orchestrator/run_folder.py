@@ -140,7 +140,7 @@ def claim(plan: Plan, store: Store, check: Check = lambda plan, state: None) -> 
     state = SweepState.from_records(plan.to_dict(), Journal(store).read())
     if state.driver_alive:
         assert state.driver is not None
-        raise RunFolderError(f"{store.uri} is being run by process {state.driver[1]} of this machine")
+        raise RunFolderError(f"{store.uri} is being run by process {state.driver.pid} of this machine")
     check(plan, state)
     if is_new:
         _write_plan(plan, store)

@@ -1,6 +1,7 @@
 """What the command says and how: results to stdout, messages to stderr, and its exit codes."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from orchestrator.results.consolidate import ConsolidateReport
+    from orchestrator.results.store import Store
 
 #: Exit codes; 1 is a fault of the program, and 128 and more a signal.
 OK, USAGE, FAILED_TRIALS, ENVIRONMENT, INTEGRITY = 0, 2, 3, 4, 5
@@ -47,6 +49,11 @@ def complain(error: Exception) -> None:
     """An error, each of its lines marked as one."""
     for line in str(error).splitlines():
         say(f"error: {line}")
+
+
+def command(name: str, store: "Store") -> str:
+    """A command on a run as a shell takes it."""
+    return f"altgrad {name} {shlex.quote(store.uri)}"
 
 
 def say_damaged(report: "ConsolidateReport") -> None:

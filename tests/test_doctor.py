@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from altgrad.quantization import fused
-from orchestrator import cli, doctor
+from orchestrator import doctor
+from orchestrator.cli import facts
 from orchestrator.doctor import cluster_file, machine, ray_here, room, sockets
 from orchestrator.doctor.sockets import Listener
 
@@ -305,7 +306,7 @@ def test_a_line_for_each_and_the_exit_code_of_what_fails(
 ) -> None:
     found = [doctor.Finding("python", "ok", "3.11.7"), doctor.Finding("disk", "fail", "0.0 GiB free", "make room")]
     monkeypatch.setattr(doctor, "examine", lambda storage, cluster: found)
-    assert cli.doctor(storage="runs") == 4
+    assert facts.doctor(storage="runs") == 4
     printed = capsys.readouterr().out.splitlines()
     assert [line.split() for line in printed] == [
         ["ok", "python", "3.11.7"], ["fail", "disk", "0.0", "GiB", "free"], ["make", "room"],
@@ -316,8 +317,8 @@ def test_the_cluster_file_of_the_folder_is_looked_at(tmp_path: Path, monkeypatch
     seen = []
     monkeypatch.setattr(doctor, "examine", lambda storage, cluster: seen.append(cluster) or [])
     monkeypatch.chdir(tmp_path)
-    cli.doctor()
+    facts.doctor()
     Path("cluster.yaml").write_text("")
-    cli.doctor()
-    cli.doctor(cluster=Path("other.yaml"))
+    facts.doctor()
+    facts.doctor(cluster=Path("other.yaml"))
     assert seen == [None, Path("cluster.yaml"), Path("other.yaml")]

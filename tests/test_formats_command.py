@@ -23,7 +23,7 @@ from sweeps import ROOT, altgrad
 
 from altgrad.quantization import kernels
 from altgrad.quantization.formats import BF16, E4M3, E5M2, FORMAT_REGISTRY, FP8_FORMATS, FP16, FP32, FP8Format
-from orchestrator import cli
+from orchestrator.cli import facts as verbs
 from orchestrator.facts.markdown import number
 from orchestrator.formats.facts import codes, facts
 from orchestrator.formats.figures import ELEMENTS, fidelity, tensors
@@ -196,7 +196,7 @@ class TestFigures:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cli, "out", Console(width=100))
+        monkeypatch.setattr(verbs, "out", Console(width=100))
 
     def test_prints_every_format_as_the_page_shows_it(
         self, figures: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
@@ -229,8 +229,8 @@ class TestCommand:
     def test_prints_every_code_of_a_format_within_the_width(
         self, format: FP8Format, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cli, "out", Console(width=columns))
-        assert cli.formats(format.name) == 0
+        monkeypatch.setattr(verbs, "out", Console(width=columns))
+        assert verbs.formats(format.name) == 0
         printed = capsys.readouterr().out
         rows = re.findall(r"\b([0-9A-F]{2}) +([01|]{10}) +(\S+)(?: +((?:2\^-?)?\d+)(?!\S))?", printed)
         gaps = ["" if code["spacing"] is None else number(code["spacing"]) for code in codes(format)]
@@ -241,13 +241,13 @@ class TestCommand:
 
     @by_every_name
     def test_prints_a_format_as_strict_json(self, format: FP8Format, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.formats(format.name, as_json=True) == 0
+        assert verbs.formats(format.name, as_json=True) == 0
         shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
         assert shown.pop("codes") == (list(codes(format)) if format.bits == 8 else None)
         assert shown == facts(format)
 
     def test_says_that_the_codes_of_a_wide_format_are_too_many(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.formats("bf16") == 0
+        assert verbs.formats("bf16") == 0
         assert "65,536 codes are not listed" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ class TestCommand:
 
     def test_one_format_needs_neither_torch_nor_numpy(self) -> None:
         program = (
-            "import sys; from orchestrator import cli; cli.formats('E3M4');"
+            "import sys; from orchestrator.cli import facts; facts.formats('E3M4');"
             "sys.exit(' '.join({'torch', 'numpy', 'scipy', 'ray'} & set(sys.modules)) or 0)"
         )
         answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)

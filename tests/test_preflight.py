@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from command import Command
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,7 +17,6 @@ from altgrad.training.config import RunConfig
 from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
-from orchestrator import cli
 from orchestrator.plan import Pack, Plan, make_plan
 from orchestrator.preflight import (
     SHARES,
@@ -208,15 +208,13 @@ def test_a_share_of_a_gpu_is_a_number_or_auto(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("to be or not to be, that is the question " * 20)
     Path("x.yaml").write_text(json.dumps({**SPACE, "run": {**SPACE["run"], "corpus": "text.txt"}}))
-    monkeypatch.setattr(cli, "app", lambda: cli.sweep(Path("x.yaml")))
     with_free(monkeypatch, 1000)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 4
-    assert "error: the sweep writes about " in capsys.readouterr().err
+    refused = command("sweep", "x.yaml")
+    assert refused.code == 4
+    assert "error: the sweep writes about " in refused.err
     assert not Path("runs").exists()

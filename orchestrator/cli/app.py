@@ -16,6 +16,8 @@ from orchestrator.space import SpaceError
 from orchestrator.terminal import ENVIRONMENT, INTEGRITY, USAGE, complain, discard, say
 
 if TYPE_CHECKING:
+    from cyclopts.completion import CompletionContext
+
     from orchestrator.plan import Plan
     from orchestrator.results.store import Store
 
@@ -24,14 +26,29 @@ app = App(
     help="Which 8-bit number format trains a GPT best, and where and why do the others fail?",
     version=altgrad.__version__,
     version_flags=["--version"],
+    default_parameter=Parameter(negative=()),
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
 
 
 Override = Annotated[str, Parameter(help="key=value: a parameter, a key of the file, or a field of a run.")]
+Space = Annotated[Path, Parameter(help="A search space file; `altgrad init` writes one.")]
 Json = Annotated[bool, Parameter("--json", help="Print JSON, for scripts.")]
-Run = Annotated[str, Parameter(help="The run's folder or URI, or its name under runs/.")]
+
+
+def _runs(context: "CompletionContext") -> list[str]:
+    """What a shell offers in a run's place: names under runs/, or folders at the path that was begun."""
+    begun = context.incomplete
+    folder = Path("runs") if "/" not in begun else Path(begun if begun.endswith("/") else Path(begun).parent)
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    runs = [path for path in inside if (path / "plan.json").is_file()]
+    if "/" not in begun:
+        return [path.name for path in runs]
+    return [f"{path}" if path in runs else f"{path}/" for path in inside]
+
+
+Run = Annotated[str, Parameter(help="The run's folder or URI, or its name under runs/.", completer=_runs)]
 
 
 class UsageError(Exception):
@@ -49,7 +66,7 @@ class IntegrityError(Exception):
 def main() -> None:
     """Entry point of the command; exit codes are those of the README."""
     try:
-        code = app()
+        code = app(sys.argv[1:])
         sys.stdout.flush()
     except (SpaceError, ConfigError, CorpusError, UsageError) as error:
         complain(error)

@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
+
+from altgrad.quantization.formats import FORMAT_REGISTRY
 from altgrad.training.config import nearest_name
 from orchestrator.cli.app import Json, UsageError, app
 from orchestrator.terminal import ENVIRONMENT, OK, err, out
 
 
 @app.command
-def formats(name: str | None = None, /, *, as_json: Json = False) -> int:
+def formats(
+    name: Annotated[str | None, Parameter(completer=lambda _: [*FORMAT_REGISTRY])] = None, /, *, as_json: Json = False
+) -> int:
     """Show the number formats: range, spacing, and how well they keep a tensor. With a name, every code of that one.
 
     Example: altgrad formats E3M4
@@ -20,7 +25,6 @@ def formats(name: str | None = None, /, *, as_json: Json = False) -> int:
     name
         A format, such as E3M4.
     """
-    from altgrad.quantization.formats import FORMAT_REGISTRY
     from orchestrator.formats import tables
     from orchestrator.formats.facts import codes, facts
 
@@ -47,6 +51,24 @@ def formats(name: str | None = None, /, *, as_json: Json = False) -> int:
         print(json.dumps(shown, allow_nan=False))
     else:
         out.print(table)
+    return OK
+
+
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
+    """Print what teaches a shell to complete verbs, options and the names of runs.
+
+    For bash, in ~/.bashrc: eval "$(altgrad completion bash)". For zsh, as the file _cyclopts_altgrad in a folder of
+    $fpath. For fish, as ~/.config/fish/completions/altgrad.fish.
+
+    Example: altgrad completion bash
+
+    Parameters
+    ----------
+    shell
+        The shell to teach.
+    """
+    print(app.generate_completion(shell=shell))
     return OK
 
 

@@ -1,30 +1,45 @@
 """Verbs that run a sweep or a single run, and that look at one running."""
 
+import contextlib
 import json
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.table import Table
+from cyclopts.validators import Number
+from rich import box
+from rich.live import Live
+from rich.table import Column, Table
 
-from orchestrator.cli.app import Json, Override, Run, UnfitError, app, folder_trouble, opened, planned
-from orchestrator.terminal import FAILED_TRIALS, OK, err, out, say
+from orchestrator.cli.app import Json, Override, Run, Space, UnfitError, app, folder_trouble, opened, planned
+from orchestrator.terminal import FAILED_TRIALS, OK, command, err, out, say
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.results.journal import SweepState
     from orchestrator.results.store import Store
     from orchestrator.run_folder import Check
+    from orchestrator.status import Status, Watch
+
+Address = Annotated[
+    str | None,
+    Parameter(
+        env_var="RAY_ADDRESS",
+        help="A running Ray cluster (auto on its head node); without one, Ray is started here.",
+    ),
+]
 
 
 @app.command
 def sweep(
-    space: Path,
+    space: Space,
     /,
     *overrides: Override,
     name: str | None = None,
     storage: str = "runs",
-    address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None,
+    address: Address = None,
 ) -> int:
     """Run a search space: plan it, train every trial under Ray Tune, print the matrix.
 
@@ -39,8 +54,6 @@ def sweep(
         Name of the run's folder; the file's own name by default.
     storage
         Folder or URI (s3://bucket/runs) under which runs are kept; every worker must reach it.
-    address
-        A running Ray cluster (auto on its head node); without one, Ray is started here.
     """
     with err.status("reading the search space and the corpus"):
         plan = planned(space, overrides)
@@ -59,7 +72,7 @@ def sweep(
 
 
 @app.command
-def resume(run: Run, /, *, address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None) -> int:
+def resume(run: Run, /, *, address: Address = None) -> int:
     """Go on with a sweep that was interrupted: unfinished trials only, each from its last checkpoint.
 
     Checkpoints are data and are never executed; the folder's plan decides what runs, so resume folders that you trust.
@@ -77,38 +90,104 @@ def resume(run: Run, /, *, address: Annotated[str | None, Parameter(env_var="RAY
 
 
 @app.command
-def status(run: Run, /, *, as_json: Json = False) -> int:
-    """Where a sweep stands, running or not.
+def stop(run: Run, /, *, timeout: Annotated[float, Parameter(validator=Number(gte=0))] = 120.0) -> int:
+    """End a sweep that runs, from any shell of its machine: its packs save, and `altgrad resume` goes on with it.
 
-    Example: altgrad status runs/quickstart
+    The same as Ctrl-C where it runs. Stopped a second time, it leaves without waiting for checkpoints.
+
+    Example: altgrad stop runs/quickstart
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait until it has left.
     """
-    from orchestrator.results.journal import Journal, SweepState, load_plan
+    from orchestrator.stop import CannotStopError, end, running_driver, unfinished
 
     store = opened(run)
-    held = load_plan(store)
-    state = SweepState.from_records(held, Journal(store).read())
-    lanes = [vars(lane) for lane in state.lanes.values()]
-    if as_json:
-        print(json.dumps({"name": held["name"], "running": state.driver_alive, "lanes": lanes}, default=str))
-        return OK
-    cells = {pack["pack"]: pack["cell"] for pack in held["packs"]}
-    counts: dict[str, int] = {}
-    for lane in state.lanes.values():
-        counts[lane.reason or lane.status] = counts.get(lane.reason or lane.status, 0) + 1
-    driver = "being run" if state.driver_alive else "not being run"
-    out.print(f"{held['name']}: {driver}; " + ", ".join(f"{n} {what}" for what, n in counts.items()))
-    table = Table("cell", "trial", "state", "step", "why")
-    for lane in state.lanes.values():
-        if lane.status not in ("planned", "finished") or lane.reason not in (None, "completed"):
-            step = "" if lane.step is None else str(lane.step)
-            table.add_row(cells[lane.pack], lane.key[:8], lane.reason or lane.status, step, lane.message or "")
-    if table.row_count:
-        out.print(table)
-    if state.unfinished and not state.driver_alive:
-        from orchestrator.attended import command
-
-        say(f"go on with: {command('resume', store)}")
+    try:
+        driver = running_driver(store)
+        if driver is None:
+            say(f"{store.uri} is not being run; there is nothing to stop")
+        else:
+            with err.status(f"process {driver.pid} saves checkpoints and leaves"):
+                end(driver, timeout)
+            say(f"process {driver.pid} has left")
+    except CannotStopError as error:
+        raise UnfitError(str(error)) from error
+    if left := unfinished(store):
+        say(f"trials that have not ended: {left}; go on with: {command('resume', store)}")
     return OK
+
+
+@app.command
+def status(
+    run: Run,
+    /,
+    *,
+    watch: bool = False,
+    every: Annotated[float, Parameter(validator=Number(gt=0, lte=86_400))] = 2.0,
+    as_json: Json = False,
+) -> int:
+    """Where a sweep stands, running or not: trials, rungs, the best so far, warnings, failures, time left, disk.
+
+    Watched, it is drawn again until the sweep has ended; Ctrl-C leaves (exit code 0), and the sweep goes on. Where
+    stdout is no terminal, it is printed again whenever the journal has something new.
+
+    Example: altgrad status runs/quickstart --watch
+
+    Parameters
+    ----------
+    watch
+        Stay, until the sweep has ended.
+    every
+        Seconds between two looks.
+    """
+    from orchestrator.status import Watch
+
+    store = opened(run)
+    watched = Watch(store)
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(watched, every, as_json)
+    if not (watch and as_json):
+        found, _ = watched.look()
+        if as_json:
+            print(json.dumps(found.to_dict()))
+        else:
+            _tell(found, store)
+    return OK
+
+
+def _watch(watched: "Watch", every: float, as_json: bool) -> None:
+    """Show a sweep until it is not run any more; how it stands then is left to be shown, except as JSON."""
+    live = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal and not as_json else None
+    with live or contextlib.nullcontext():
+        while True:
+            found, is_new = watched.look()
+            if as_json and (is_new or not found.running):
+                print(json.dumps(found.to_dict()), flush=True)
+            if not found.running:
+                return
+            if live:
+                live.update(found.picture(), refresh=True)
+            elif is_new and not as_json:
+                out.print(found.picture())
+                out.print()
+                sys.stdout.flush()
+            time.sleep(every)
+
+
+def _tell(found: "Status", store: "Store") -> None:
+    """The picture, why trials ended early or failed, and what to type next."""
+    out.print(found.picture())
+    if found.ends:
+        table = Table("end", Column("trials and why", overflow="fold"), box=box.SIMPLE_HEAD, pad_edge=False)
+        for end in found.ends:
+            table.add_row(end.reason if end.step is None else f"{end.reason} @{end.step}", str(end))
+        out.print(table)
+    if found.state.unfinished and not found.running:
+        say(f"go on with: {command('resume', store)}")
 
 
 @app.command
@@ -119,6 +198,8 @@ def train(config: Path, /, *overrides: Override, rows: Path | None = None) -> in
 
     Parameters
     ----------
+    config
+        A YAML file with the fields of a run.
     rows
         Parquet file for the rows of every step; those of every matrix go beside it.
     """

@@ -5,8 +5,6 @@ The journal is the authority on what is finished; Ray's own experiment state is 
 
 import json
 import math
-import os
-import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from orchestrator.results.driver import Driver
 from orchestrator.results.store import Store
 
 #: What makes a folder that of a sweep.
@@ -59,6 +58,8 @@ class Journal:
         self._store, self._name = store, name
         #: Lines that the last `read` could not understand.
         self.skipped = 0
+        #: Bytes that `read_on` has been through.
+        self._through = 0
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record, with the ``time`` (UTC, milliseconds). Numbers that JSON lacks (NaN, infinities) become null.
@@ -75,14 +76,22 @@ class Journal:
     def read(self) -> list[dict[str, Any]]:
         """All records in order; lines that are torn or garbled are left out and counted in `skipped`."""
         self.skipped = 0
-        records = []
-        content = self._store.read_bytes(self._name) if self._store.exists(self._name) else b""
-        for line in filter(None, content.split(b"\n")):
-            record = _record(line)
-            if record is None:
-                self.skipped += 1
-            else:
-                records.append(record)
+        return self._records(self._content(0))
+
+    def read_on(self) -> list[dict[str, Any]]:
+        """The records since the last call, all of them at first; a line that is still being written waits."""
+        content = self._content(self._through)
+        whole = content[: content.rfind(b"\n") + 1]
+        self._through += len(whole)
+        return self._records(whole)
+
+    def _content(self, start: int) -> bytes:
+        return self._store.read_bytes(self._name, start) if self._store.exists(self._name) else b""
+
+    def _records(self, content: bytes) -> list[dict[str, Any]]:
+        found = [_record(line) for line in content.split(b"\n") if line]
+        records = [record for record in found if record is not None]
+        self.skipped += len(found) - len(records)
         return records
 
 
@@ -125,8 +134,8 @@ class SweepState:
     attempts: dict[str, int] = field(default_factory=dict)
     #: Seconds trained by pack, all attempts together. A record's ``seconds`` count from the start of its attempt.
     seconds: dict[str, float] = field(default_factory=dict)
-    #: Host and process of the last driver that did not say it ended; None where there is none.
-    driver: tuple[str, int] | None = None
+    #: The last driver that did not say it ended; None where there is none.
+    driver: Driver | None = None
 
     @classmethod
     def from_records(cls, plan: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> "SweepState":
@@ -156,16 +165,15 @@ class SweepState:
 
     @property
     def driver_alive(self) -> bool:
-        """Whether another process on this host appears to be driving the sweep. A reused process number deceives it."""
-        if self.driver is None:
-            return False
-        host, pid = self.driver
-        return host == socket.gethostname() and pid != os.getpid() and _process_exists(pid)
+        """Whether another process on this host is driving the sweep."""
+        return self.driver is not None and self.driver.is_alive
 
     def _driver_changed(self, record: Mapping[str, Any]) -> None:
-        started = record["event"] == "sweep_started"
-        pid = record.get("pid")
-        self.driver = (str(record.get("host")), pid if isinstance(pid, int) else 0) if started else None
+        self.driver = None
+        if record["event"] == "sweep_started":
+            pid = record.get("pid")
+            since = datetime.fromisoformat(record["time"])
+            self.driver = Driver(str(record.get("host")), pid if isinstance(pid, int) else 0, since)
         for lane in self.lanes.values():
             if lane.status == "running":
                 lane.status = "planned"
@@ -215,18 +223,6 @@ def _end(lane: LaneState, record: Mapping[str, Any], attempt: int | None) -> Non
     lane.status = "failed" if failed else "finished"
     for name, value in _decided(record, attempt).items():
         setattr(lane, name, value)
-
-
-def _process_exists(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _plain(value: Any) -> Any:

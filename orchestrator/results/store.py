@@ -121,13 +121,15 @@ class Store:
         """Paths of every file under the folder ``prefix``, sorted; files still being written are left out."""
         return [*self.sizes(prefix)]
 
-    def read_bytes(self, path: str) -> bytes:
-        """The content of a file.
+    def read_bytes(self, path: str, start: int = 0) -> bytes:
+        """The content of a file from byte ``start`` on; nothing where it is shorter.
 
         Raises:
             FileNotFoundError: there is none.
         """
         with self._fs.open_input_file(self._path(path)) as file:
+            if start:
+                file.seek(min(start, file.size()))
             return file.read()
 
     def write_bytes(self, path: str, data: bytes) -> None:

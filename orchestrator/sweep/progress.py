@@ -2,16 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
+from rich.console import RenderableType
 from rich.spinner import Spinner
-from rich.table import Table
-from rich.text import Text
 
+from orchestrator.picture import Picture, label, standing, training
 from orchestrator.plan import Pack, Plan
+from orchestrator.quantities import clock
 from orchestrator.results.schema import END_REASONS
 from orchestrator.sweep.stopping import rung_steps
 
@@ -31,7 +30,7 @@ class Progress:
         if rules.type == "asha":
             self._rungs = {rung: set() for rung in rung_steps(rules.min_iter, rules.eta, steps)}
         self._metric = plan.spec.metric
-        self._best: tuple[float, str, int] | None = None
+        self._best: tuple[float, int, str] | None = None
         self._steps_done = 0
         self._seen_steps: Counter[str] = Counter()
         self._began = time.monotonic()
@@ -64,7 +63,7 @@ class Progress:
                 reached.add(pack)
         value = result.get(self._metric.name)
         if value is not None and value == value and (self._best is None or self._better(value)):
-            self._best = (value, _label(self._packs[pack]), step)
+            self._best = (value, step, _label(self._packs[pack]))
 
     def _better(self, value: float) -> bool:
         assert self._best is not None
@@ -110,43 +109,25 @@ class Progress:
         return left * elapsed / self._steps_done
 
     def __rich__(self) -> RenderableType:
-        total, done = len(self._keys), len(self._ended)
         left = self.seconds_left()
-        eta = f"about {_clock(left)} left" if left and self._running else self._note
-        head = Text.assemble((self._name, "bold"), f"  {_clock(time.monotonic() - self._began)}, {eta}")
-        states = "  ".join(f"{n} {state}" for state, n in self.counts().items())
-        rows = Table.grid(padding=(0, 2))
-        rows.add_row(self._spinner, head)
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=total, completed=done, width=24), Text(f"{done}/{total}"))
-        rows.add_row("trials", bar)
-        rows.add_row("", Text(states, overflow="fold"))
-        if self._rungs:
-            rows.add_row("rungs", "  ".join(f"step {rung}: {len(packs)}" for rung, packs in self._rungs.items()))
-        if self._best:
-            value, label, step = self._best
-            rows.add_row("best", Text(f"{value:.4f}  {label}  (step {step})"))
-        rows.add_row("now", Group(*self._running_lines()) if self._running else Text(self._note))
-        return rows
+        eta = f"about {clock(left)} left" if left and self._running else self._note
+        best = [standing(*self._best)] if self._best else []
+        return Picture(
+            name=self._name,
+            note=f"{clock(time.monotonic() - self._began)}, {eta}",
+            counts=self.counts(),
+            ended=len(self._ended),
+            total=len(self._keys),
+            rungs={rung: len(packs) for rung, packs in self._rungs.items()},
+            lines={"best": best, "now": [*map(self._at_work, self._running)] or [self._note]},
+            mark=self._spinner,
+        )
 
-    def _running_lines(self, most: int = 8) -> Iterable[Text]:
-        for name in list(self._running)[:most]:
-            result, pack = self._running[name], self._packs[name]
-            value = result.get(self._metric.name)
-            number = f"  {self._metric.name} {value:.4f}" if value is not None else ""
-            warned = f"  rank warnings {result['warnings']}" if result.get("warnings") else ""
-            # The name comes last: it may be long, and a narrow terminal cuts what is last.
-            yield Text(f"{result['step']}/{pack.lanes[0].config.steps}{number}{warned}  {_label(pack)}", no_wrap=True)
-        if len(self._running) > most:
-            yield Text(f"and {len(self._running) - most} more")
+    def _at_work(self, name: str) -> str:
+        result, pack = self._running[name], self._packs[name]
+        value, warnings = result.get(self._metric.name), result.get("warnings", 0)
+        return training(result["step"], pack.lanes[0].config.steps, self._metric.name, value, warnings, _label(pack))
 
 
 def _label(pack: Pack) -> str:
-    """A pack's cell, and the nuisance values that tell it from others of its cell."""
-    return " ".join([pack.cell, *(f"{name}={value}" for name, value in pack.nuisance.items())])
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return label(pack.cell, pack.nuisance)

@@ -40,6 +40,26 @@ def test_numbers_that_json_lacks_become_null_and_numpy_becomes_plain(local_store
     assert strict["metrics"] == {"a": None, "b": [None, 0.5], "c": 3, "d": None}
 
 
+def test_a_journal_is_read_on_from_where_it_was_read(store: Store) -> None:
+    reader, writer = Journal(store), Journal(store)
+    assert reader.read_on() == []
+    writer.append(STARTED)
+    writer.append({"event": "reported", "pack": "p000", "step": 1})
+    assert [record["event"] for record in reader.read_on()] == ["pack_started", "reported"]
+    assert reader.read_on() == []
+    writer.append({"event": "sweep_ended", "reason": "finished"})
+    assert reader.read_on() == writer.read()[2:]
+
+
+def test_a_line_that_is_still_being_written_is_read_once_it_is_whole(local_store: Store) -> None:
+    journal, line = Journal(local_store), b'{"time":"2026-01-01T00:00:00.000","event":"sweep_ended"}\n'
+    local_store.write_bytes("journal.jsonl", line + line[:20])
+    assert len(journal.read_on()) == 1
+    local_store.write_bytes("journal.jsonl", line + line)
+    assert len(journal.read_on()) == 1
+    assert journal.skipped == 0
+
+
 @pytest.mark.parametrize("record", [{}, {"event": "pack_strated"}])
 def test_an_unknown_record_is_refused(local_store: Store, record: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="known: sweep_started, plan_changed, pack_started"):
@@ -193,20 +213,34 @@ def ended_process() -> int:
     return process.pid
 
 
+NOW, LONG_AGO = "9999-01-01T00:00:00.000", "1999-01-01T00:00:00.000"
+
+
 @pytest.mark.parametrize(
-    ("host", "pid", "ended", "alive"),
+    ("host", "pid", "said", "ended", "alive"),
     [
-        (socket.gethostname(), process_of_another(), False, True),
-        (socket.gethostname(), process_of_another(), True, False),
-        (socket.gethostname(), ended_process(), False, False),
-        (socket.gethostname(), os.getpid(), False, False),
-        (socket.gethostname(), 0, False, False),
-        ("another-host", process_of_another(), False, False),
+        (socket.gethostname(), process_of_another(), NOW, False, True),
+        (socket.gethostname(), process_of_another(), NOW, True, False),
+        (socket.gethostname(), process_of_another(), LONG_AGO, False, False),
+        (socket.gethostname(), ended_process(), NOW, False, False),
+        (socket.gethostname(), os.getpid(), NOW, False, False),
+        (socket.gethostname(), 0, NOW, False, False),
+        (socket.gethostname(), -1, NOW, False, False),
+        ("another-host", process_of_another(), NOW, False, False),
     ],
-    ids=["running", "said it ended", "process gone", "this very process", "no process", "elsewhere"],
+    ids=[
+        "running",
+        "said it ended",
+        "another took its number",
+        "process gone",
+        "this very process",
+        "no process",
+        "all processes",
+        "elsewhere",
+    ],
 )
-def test_a_driver_is_alive_while_its_process_is(host: str, pid: int, ended: bool, alive: bool) -> None:
-    records = [at("sweep_started", host=host, pid=pid, command=[], versions={})]
+def test_a_driver_is_alive_while_its_process_is(host: str, pid: int, said: str, ended: bool, alive: bool) -> None:
+    records = [at("sweep_started", host=host, pid=pid, command=[], versions={}) | {"time": said}]
     records += [at("sweep_ended", reason="finished")] * ended
     assert SweepState.from_records(PLAN, records).driver_alive is alive
 

@@ -120,6 +120,12 @@ def test_files_are_written_listed_read_and_deleted(store: Store) -> None:
     assert store.list() == []
 
 
+@pytest.mark.parametrize(("start", "rest"), [(0, b"abc"), (2, b"c"), (3, b""), (9, b"")])
+def test_a_file_is_read_from_where_one_wants(start: int, rest: bytes, store: Store) -> None:
+    store.write_bytes("a/b", b"abc")
+    assert store.read_bytes("a/b", start) == rest
+
+
 def test_reading_what_is_not_there_says_so(store: Store) -> None:
     with pytest.raises(FileNotFoundError):
         store.read_bytes("none")

@@ -109,7 +109,7 @@ def test_without_halving_there_are_no_rungs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("goal", "best"),
-    [("minimize", "2.5000  fp32 lr=0.01  (step 10)"), ("maximize", "4.0000  E4M3 lr=0.001  (step 20)")],
+    [("minimize", "2.5000  step 10  fp32 lr=0.01"), ("maximize", "4.0000  step 20  E4M3 lr=0.001")],
 )
 def test_the_best_is_the_best_of_what_was_measured(goal: str, best: str, tmp_path: Path) -> None:
     plan = small_plan(tmp_path, {"lanes": ["seed"], "metric": {"name": "val_loss", "goal": goal}})

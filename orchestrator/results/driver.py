@@ -1,0 +1,94 @@
+"""The process that drives a sweep: whether it lives, and whether it is still that one."""
+
+import os
+import socket
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+_PROC = Path("/proc")
+#: A clock may be set back a little between a process's start and a look at it.
+_SLACK = timedelta(seconds=5)
+
+
+class Driver(NamedTuple):
+    """Who said in the journal that it began to run the sweep."""
+
+    host: str
+    #: Its process number; 0 where the record has none.
+    pid: int
+    #: When it said so, UTC without zone.
+    since: datetime
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it said so on this host."""
+        return self.host == socket.gethostname()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether another process on this host is the one that said so.
+
+        A process that took over the number of one that is gone began after the record was written.
+        """
+        if not self.is_here or self.pid == os.getpid() or not _exists(self.pid):
+            return False
+        try:
+            began = process_began(self.pid)
+        except PermissionError:  # somebody else's, and hidden from us
+            return True
+        return began is not None and began <= self.since + _SLACK
+
+
+def process_began(pid: int) -> datetime | None:
+    """When a process of this host began, UTC without zone, to a second; None where it is gone or a zombie.
+
+    Raises:
+        PermissionError: it exists, but this system does not show it.
+    """
+    return _from_proc(pid) if (_PROC / "stat").exists() else _from_ps(pid)
+
+
+def _from_proc(pid: int) -> datetime | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        if _exists(pid):
+            raise PermissionError(f"process {pid} is hidden") from error
+        return None
+    # The program's name comes before, in parentheses, and may hold anything.
+    fields = stat.rpartition(b")")[2].split()
+    if fields[0] in (b"Z", b"X"):
+        return None
+    lines = (_PROC / "stat").read_text().splitlines()
+    booted = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+    seconds = booted + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+
+
+def _from_ps(pid: int) -> datetime | None:
+    """The same where there is no /proc, such as on macOS."""
+    shown = subprocess.run(
+        ["ps", "-o", "stat=", "-o", "etime=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    state, _, elapsed = shown.stdout.strip().partition(" ")
+    if not elapsed or state.startswith("Z"):
+        return None
+    days, _, clock = elapsed.strip().rpartition("-")
+    seconds = int(days or 0) * 86_400
+    for power, part in enumerate(reversed(clock.split(":"))):
+        seconds += int(part) * 60**power
+    return datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=seconds)
+
+
+def _exists(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
