@@ -417,7 +417,7 @@ def test_a_cell_is_labelled(scientific: dict[str, Any], label: str) -> None:
 SIZES = {
     # Packs, trials, controls, cells with trials, excluded cells.
     "smoke": (5, 10, 1, 5, 1),
-    "quickstart": (29, 116, 1, 29, 19),
+    "quickstart": (29, 174, 1, 29, 19),
     "mixed_precision": (26, 78, 2, 13, 0),
     # 189 cells x 3 step sizes x 3 seeds.
     "matrix": (567, 1701, 3, 189, 1011),
