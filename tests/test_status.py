@@ -248,6 +248,18 @@ def test_the_command_shows_why_trials_ended_and_how_to_go_on(halfway: Told, comm
     assert f"go on with: altgrad resume {run}" in done.err
 
 
+def test_of_many_ends_the_command_tells_those_first_that_need_somebody(told: Told, command: Command) -> None:
+    for _ in range(4):
+        told.sweep.add_pack(2)
+    for number in range(9):
+        told.end(1, number, "asha", 200)
+    told.end(2, 9, "diverged", 7)
+    done = command("status", told.kept())
+    assert done.out.index("diverged @7") < done.out.index("asha @200")
+    assert done.out.count("asha @200") == 7
+    assert f"and 2 more: altgrad query {told.sweep.store.uri} @ends" in done.out
+
+
 def test_json_has_all_of_it(halfway: Told, command: Command) -> None:
     done = command("status", halfway.kept(), "--json")
     assert (done.code, done.err) == (0, "")

@@ -31,6 +31,9 @@ Address = Annotated[
     ),
 ]
 
+#: Ends that `status` tells at most.
+_MOST_ENDS = 8
+
 
 @app.command
 def sweep(
@@ -183,9 +186,11 @@ def _tell(found: "Status", store: "Store") -> None:
     out.print(found.picture())
     if found.ends:
         table = Table("end", Column("trials and why", overflow="fold"), box=box.SIMPLE_HEAD, pad_edge=False)
-        for end in found.ends:
+        for end in found.ends[:_MOST_ENDS]:
             table.add_row(end.reason if end.step is None else f"{end.reason} @{end.step}", str(end))
         out.print(table)
+        if len(found.ends) > _MOST_ENDS:
+            out.print(f"and {len(found.ends) - _MOST_ENDS} more: {command('query', store)} @ends", soft_wrap=True)
     if found.state.unfinished and not found.running:
         say(f"go on with: {command('resume', store)}")
 

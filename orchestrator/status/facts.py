@@ -109,7 +109,7 @@ class Status:
     #: Packs not yet ended whose last report had rank warnings.
     warned: list[PackStatus]
     failures: list[Failure]
-    #: Trials that ended before their last step, or failed.
+    #: Trials that ended before their last step, or failed; what needs somebody first.
     ends: list[End]
     #: None where the run is not on a disk of this machine.
     disk: Disk | None

@@ -12,6 +12,8 @@ from orchestrator.sweep.stopping import rung_steps
 
 #: Ends after which what a pack measured is no result.
 _LOST = frozenset({"diverged", "rank_collapse", "stalled", "failed"})
+#: Ends in the order they are told: what needs somebody first, what is routine last.
+_TOLD_FIRST = ("failed", "diverged", "rank_collapse", "stalled", "asha")
 
 
 def status(
@@ -171,4 +173,4 @@ def _ends(state: SweepState, packs: Mapping[str, PackStatus]) -> list[End]:
     for lane in (lane for lane in state.lanes.values() if lane.reason not in (None, "completed")):
         end = End(str(lane.reason), lane.step, packs[lane.pack].label, [], lane.message or "")
         found.setdefault((lane.pack, end.reason, end.step, end.message), end).keys.append(lane.key)
-    return [*found.values()]
+    return sorted(found.values(), key=lambda end: _TOLD_FIRST.index(end.reason))

@@ -53,11 +53,12 @@ class Halving:
         means = {setting: sign * fmean(values[key] for key in keys) for setting, keys in lanes.items()}
         kept, dropped = halve(means, self._eta)
         cutoff = means[kept[-1]]
+        bar = f"the last of the {len(kept)} settings that go on has" if len(kept) > 1 else f"{kept[0]} goes on with"
         decisions: dict[str, Decision] = {}
         for setting in dropped:
             message = (
                 f"{setting} has {self._metric['name']} {sign * means[setting]:.6g} at step {step}; "
-                f"the last of the {len(kept)} settings that go on has {sign * cutoff:.6g}"
+                f"{bar} {sign * cutoff:.6g}"
             )
             decision = Decision("asha", step, sign * means[setting], sign * cutoff, None, message)
             decisions |= dict.fromkeys(lanes[setting], decision)

@@ -42,7 +42,7 @@ def test_a_setting_is_judged_on_the_mean_of_its_replicates(tmp_path: Path) -> No
 def test_a_decision_carries_its_numbers(tmp_path: Path) -> None:
     decision = Pack(tmp_path).drop(10, TWO)[0.001, 1]
     assert (decision.reason, decision.step, decision.value, decision.reference) == ("asha", 10, 2.5, 2.4)
-    assert decision.message == ("lr=0.001 has val_loss 2.5 at step 10; the last of the 1 settings that go on has 2.4")
+    assert decision.message == "lr=0.001 has val_loss 2.5 at step 10; lr=0.01 goes on with 2.4"
 
 
 def test_a_metric_to_be_maximized_keeps_its_sign_in_the_decision(tmp_path: Path) -> None:
