@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from sweeps import altgrad
 
 SPACE = """\
@@ -38,9 +39,13 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(space: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's folder of the sweep on this machine alone."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = altgrad("sweep", space, cwd=folder, timeout=280)
-    assert done.returncode == 0, done.stderr
+def undisturbed(space: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The run's folder of the sweep on this machine alone; one for all processes that share the tests."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared if worker_id == "master" else shared.parent) / "undisturbed"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "runs" / "small" / "dataset").exists():
+            folder.mkdir(exist_ok=True)
+            done = altgrad("sweep", space, cwd=folder, timeout=280)
+            assert done.returncode == 0, done.stderr
     return folder / "runs" / "small"
