@@ -1,0 +1,98 @@
+"""What a run says, in sentences: the best cell and what cannot be told from it, what each optimizer gains."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from orchestrator.results.cells import LEAST_REPLICATES, Cell
+from orchestrator.results.paired import sentences
+from orchestrator.results.report.run import DASH, ReportedRun, place_name, spoken
+
+#: Most cells that a sentence names one by one.
+_NAMED = 6
+
+
+def answer(run: ReportedRun) -> list[str]:
+    """The sentences that a report begins with, the most important first."""
+    said = [_progress(run)] if run.unfinished else []
+    best = run.best
+    if best is None:
+        return [*said, f"No trial has a {run.matrix.metric} yet: there is no answer."]
+    said.append(_best(run, best))
+    said.extend(_indistinct(run, best))
+    said.extend(_control(run, best))
+    said.extend(sentences(run.matrix, run.benefits))
+    return [*said, *_faults(run)]
+
+
+def measured(cell: Cell) -> str:
+    """A cell's number and how sure it is, such as ``2.578 ± 0.012 (n = 3)``."""
+    if cell.mean is None:
+        return DASH
+    sure = "" if cell.interval is None else f" ± {number(cell.interval)}"
+    return f"{number(cell.mean)}{sure} (n = {cell.n})"
+
+
+def number(value: float) -> str:
+    """A measurement to as many digits as a reader needs."""
+    return f"{value:.3f}" if value == 0 or 0.0005 <= abs(value) < 1000 else f"{value:.2g}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names joined by commas; of very many the first ones and how many more there are."""
+    every = list(names)
+    shown = ", ".join(every[:_NAMED])
+    return f"{shown} and {len(every) - _NAMED} more" if len(every) > _NAMED else shown
+
+
+def _progress(run: ReportedRun) -> str:
+    counts = Counter(trial["reason"] or trial["status"] for trial in run.trials)
+    standing = ", ".join(f"{n} {what}" for what, n in counts.items())
+    return f"The sweep is not finished: of {len(run.trials)} trials {standing}. What follows may change."
+
+
+def _best(run: ReportedRun, best: Cell) -> str:
+    aim = "highest" if run.matrix.goal == "maximize" else "lowest"
+    at = f", at {spoken(best.nuisance)}" if best.nuisance else ""
+    name = place_name((best.row, best.column))
+    return f"{name} has the {aim} {run.matrix.metric}: {measured(best)}{at}."
+
+
+def _indistinct(run: ReportedRun, best: Cell) -> list[str]:
+    cells = [cell for cell in run.matrix.cells.values() if cell.mean is not None and not cell.best]
+    if not cells:
+        return ["It is the only cell with a number."]
+    if best.interval is None:
+        return [
+            f"With {best.n} replicate{'s' if best.n > 1 else ''} it has no interval ({LEAST_REPLICATES} are needed): "
+            "nothing here says which cells can be told from it."
+        ]
+    alike = [cell for cell in cells if cell.indistinct]
+    if alike:
+        near = listed(place_name((cell.row, cell.column)) for cell in alike)
+        said = [f"Not distinguishable from it (95 % intervals overlap): {near}."]
+    else:
+        said = ["No other cell's 95 % interval overlaps its own."]
+    if unsure := [cell for cell in cells if cell.interval is None]:
+        fewer = f"fewer than {LEAST_REPLICATES} replicates"
+        said.append(f"Nothing can be said of {len(unsure)} cell{'s' if len(unsure) > 1 else ''} with {fewer}.")
+    return said
+
+
+def _control(run: ReportedRun, best: Cell) -> list[str]:
+    """The control's own number, where it is not the best; of several controls the best one's."""
+    controls = [cell for cell in run.matrix.cells.values() if cell.control and cell.mean is not None]
+    if not controls or best.control:
+        return []
+    sign = -1.0 if run.matrix.goal == "maximize" else 1.0
+    control = min(controls, key=lambda cell: sign * (cell.mean or 0.0))
+    return [f"The control, {place_name((control.row, control.column))}, has {measured(control)}."]
+
+
+def _faults(run: ReportedRun) -> list[str]:
+    said = []
+    if failed := sum(trial["reason"] == "failed" for trial in run.trials):
+        said.append(f"{failed} trial{'s' if failed > 1 else ''} failed and count for nothing: see below.")
+    if run.damaged:
+        files = "files" if run.damaged > 1 else "file"
+        said.append(f"{run.damaged} damaged {files} could not be read: the rows in them are missing from all of this.")
+    return said

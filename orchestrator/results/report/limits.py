@@ -1,0 +1,119 @@
+"""What a run cannot show: how few replicates, how few steps, which model, which text, which machine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.results.cells import LEAST_REPLICATES
+from orchestrator.results.queries import query
+from orchestrator.results.report.run import ReportedRun
+
+#: Tokens a weight that a compute-optimal run sees (Hoffmann et al. 2022, arXiv 2203.15556).
+_OPTIMAL_TOKENS = 20
+
+
+def limits(run: ReportedRun) -> list[str]:
+    """One sentence a limit."""
+    return [*_replicates(run), _training(run), _corpus(run), _device(run.plan["space"]), *_tuning(run), *_lengths(run)]
+
+
+def device(space: Mapping[str, Any]) -> str:
+    """``GPU``, ``CPU``, or ``device`` where the sweep found that out by itself."""
+    gpu = space.get("resources", {}).get("gpu")
+    return "device" if gpu in ("auto", None) else "GPU" if gpu else "CPU"
+
+
+def weights(run: ReportedRun) -> int | None:
+    """Elements of a trial's matrices; None where no layer was measured yet."""
+    first = "SELECT key, step FROM layers ORDER BY key, step LIMIT 1"
+    found = query(run.store, f"SELECT sum(elements) AS n FROM layers JOIN ({first}) USING (key, step)")
+    total = found["n"][0].as_py()
+    return None if total is None else int(total)
+
+
+def tokens(run: ReportedRun) -> int | None:
+    """Tokens that a trial trains on if it runs to its end; None where its config does not say."""
+    config = run.config
+    try:
+        return int(config["steps"] * config["batch_size"] * config["model"]["block_size"])
+    except KeyError:
+        return None
+
+
+def _replicates(run: ReportedRun) -> list[str]:
+    n = run.most_replicates
+    if n >= LEAST_REPLICATES:
+        cells = sum(cell.mean is not None for cell in run.matrix.cells.values())
+        return [
+            f"Intervals are Student's t over at most {n} replicates and assume that their errors are normal. "
+            f"They are not corrected for the {cells} cells compared: the best of many is partly luck."
+        ]
+    return [
+        f"At most {n} replicate{'' if n == 1 else 's'} a cell: no intervals, and the order of close cells is not "
+        f"evidence. Widen the sweep to {LEAST_REPLICATES} seeds or more."
+    ]
+
+
+def _training(run: ReportedRun) -> str:
+    size, seen = weights(run), tokens(run)
+    model = "a model" if size is None else f"a model of {shown(size)} weights in matrices"
+    said = f"{run.config['steps']:,} steps of {model}"
+    if seen is not None:
+        said += f", {shown(seen)} tokens a trial"
+    if size and seen:
+        said += f": {seen / size:.1f} tokens a weight, where compute-optimal training takes about {_OPTIMAL_TOKENS}"
+    return f"{said}. What holds here need not hold for longer training or larger models."
+
+
+def _corpus(run: ReportedRun) -> str:
+    corpus = run.plan["corpus"]
+    kind = "Python source" if corpus["corpus"] == "stdlib" else "one text"
+    return (
+        f"One corpus, {corpus['corpus']} ({kind}, {shown(corpus['tokens'])} tokens, {corpus['vocabulary']} different): "
+        "losses are comparable with each other, not with those of other texts or tokenisations."
+    )
+
+
+def _device(space: Mapping[str, Any]) -> str:
+    kind = device(space)
+    where = "" if kind == "device" else f" on a {kind}"
+    return (
+        f"Formats are simulated{where}: values are rounded to their grids exactly, products are summed in float32. "
+        "Speeds say nothing of hardware that computes in 8 bits."
+    )
+
+
+def _tuning(run: ReportedRun) -> list[str]:
+    """How many cells chose a nuisance value at the end of what was offered, and that choosing flatters."""
+    if not run.matrix.nuisance_parameters:
+        return []
+    offered: dict[str, set[float]] = {name: set() for name in run.matrix.nuisance_parameters}
+    for setting in run.settings:
+        for name, value in setting.nuisance.items():
+            if isinstance(value, (int, float)):
+                offered[name].add(value)
+    chosen = [setting for setting in run.settings if setting.chosen]
+    said = []
+    for name, values in offered.items():
+        if len(values) > 1:
+            edge = sum(setting.nuisance[name] in (min(values), max(values)) for setting in chosen)
+            few = ", ".join(f"{value:g}" for value in sorted(values))
+            said.append(f"{name} was tuned over {few}: {edge} of {len(chosen)} cells chose an end of that range.")
+    return [*said, f"Settings are chosen by the same {run.matrix.metric} that is shown, which flatters every cell."]
+
+
+def _lengths(run: ReportedRun) -> list[str]:
+    ends = [cell.last_step for cell in run.matrix.cells.values() if cell.last_step is not None]
+    if not ends or len(set(ends)) == 1:
+        return []
+    short = sum(step < max(ends) for step in ends)
+    return [
+        f"{short} of {len(ends)} cells show the mean of an earlier step than {max(ends):,}: theirs were ended there."
+    ]
+
+
+def shown(count: int) -> str:
+    """A count to three digits, such as ``11.4 million``."""
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if count >= size:
+            return f"{count / size:.3g} {name}"
+    return f"{count:,}"

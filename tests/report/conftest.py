@@ -1,0 +1,29 @@
+"""One folder of a small study, read once."""
+
+from pathlib import Path
+
+import pytest
+from report.reported_sweep import Reported
+
+from orchestrator.results.consolidate import consolidate
+from orchestrator.results.report.run import ReportedRun, read_run
+from orchestrator.results.store import Store
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The folder, consolidated."""
+    store = Store.open(tmp_path_factory.mktemp("runs") / "study")
+    Reported(store)
+    consolidate(store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def run(study: Store) -> ReportedRun:
+    return read_run("study", study)
+
+
+@pytest.fixture(scope="session")
+def folder(study: Store) -> Path:
+    return Path(study.uri)
