@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from altgrad.training.config import RunConfig
-from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
 from orchestrator.results.store import Store, validate_name
@@ -96,6 +95,7 @@ def plan_sweep(spec: SweepSpec) -> Plan:
     """
     from altgrad.training.data import check_length
     from altgrad.training.precision import layer_formats
+    from orchestrator.corpus import corpus_of
 
     # None of these can be a parameter: all trials of a sweep train on one text.
     text = RunConfig.from_dict({key: spec.run[key] for key in ("corpus", "tokens", "text_column") if key in spec.run})

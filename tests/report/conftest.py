@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 from report.reported_sweep import Reported
 
@@ -17,6 +18,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Store:
     Reported(store)
     consolidate(store)
     return store
+
+
+@pytest.fixture
+def store() -> Store:
+    """An empty folder in memory."""
+    return Store(pafs._MockFileSystem(), "bucket/run", "mock://bucket/run")
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,15 @@ class Reported(Sweep):
     """A small study: formats under two optimizers at two learning rates, the worse of which is stopped half way."""
 
     def __init__(
-        self, store: Store, formats: Sequence[str] = tuple(BASE), seeds: int = 3, text: str = "stdlib"
+        self,
+        store: Store,
+        formats: Sequence[str] = tuple(BASE),
+        seeds: int = 3,
+        text: str = "stdlib",
+        gain: float = 0.03,
     ) -> None:
         super().__init__(store)
+        self._gain = gain
         self.plan["name"] = self.plan["description"] = "A study of formats"
         self.plan["corpus"] |= {"corpus": text, "hash": "c0ffee" * 10}
         early = {"type": "asha", "scope": "cell"}
@@ -38,7 +44,7 @@ class Reported(Sweep):
 
     def _cell(self, name: str, optimizer: str, seeds: int) -> None:
         control = name == "fp32" and optimizer == "adamw"
-        gain = 0.0 if optimizer == "adamw" else -0.05
+        gain = 0.0 if optimizer == "adamw" else -self._gain
         for lr in (0.001, 0.01):
             pack = self.add_pack(seeds, lr=lr, steps=STEPS, control=control, format=name, optimizer=optimizer)
             for lane in pack["lanes"]:

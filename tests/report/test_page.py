@@ -168,8 +168,7 @@ def test_it_says_everything_without_a_script(browser: Browser, page: Path) -> No
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_text_of_a_run_stays_text(browser: Browser, tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "run")
+def test_text_of_a_run_stays_text(browser: Browser, store: Store, tmp_path: Path) -> None:
     hostile = Reported(store, formats=["fp32", HOSTILE], seeds=2, text=HOSTILE)
     hostile.plan["description"] = hostile.plan["name"] = HOSTILE
     hostile.save()

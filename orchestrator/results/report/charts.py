@@ -169,9 +169,14 @@ def rank_rows(health: Health) -> list[dict[str, Any]]:
     ]
 
 
-def drawn(spec: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A chart as SVG."""
-    return str(vl_convert.vegalite_to_svg({**spec, "data": {"values": list(rows)}}))
+def drawn(spec: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """A chart as SVG; ``name`` tells its identifiers from those of other charts on a page."""
+    svg = str(vl_convert.vegalite_to_svg({**spec, "data": {"values": list(rows)}}))
+    # Vega counts them over all charts of a process.
+    clips = dict.fromkeys(re.findall(r'id="(clip\d+)"', svg))
+    for i, clip in enumerate(clips):
+        svg = re.sub(rf'(id="|url\(#){clip}(?=["\)])', rf"\g<1>{name}-{i}", svg)
+    return svg
 
 
 def script() -> str:

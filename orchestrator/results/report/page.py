@@ -129,7 +129,7 @@ class _Curves(NamedTuple):
             for name in columns:
                 data = charts.curve_rows([line for line in run if column_name(line.place[1]) == name], self.first)
                 if data:
-                    drawings.append(Drawing(_title(each, name, told), Markup(charts.drawn(spec, data))))
+                    drawings.append(_drawing(spec, data, _title(each, name, told), f"{self.first}-{len(drawings)}"))
         return drawings
 
 
@@ -184,10 +184,16 @@ def _rank_drawings(told: Sequence[Told]) -> list[Drawing]:
     drawings = []
     for each in told:
         for health in each.ranks[:_FIRST]:
-            svg = charts.drawn(charts.rank_spec(health.is_ratio, health.matrices), charts.rank_rows(health))
+            spec, rows = charts.rank_spec(health.is_ratio, health.matrices), charts.rank_rows(health)
             warned = f", {health.warned} warning{'s' if health.warned > 1 else ''}" if health.warned else ""
-            drawings.append(Drawing(_title(each, health.setting.name + warned, told), Markup(svg)))
+            drawings.append(
+                _drawing(spec, rows, _title(each, health.setting.name + warned, told), f"ranks-{len(drawings)}")
+            )
     return drawings
+
+
+def _drawing(spec: charts.Spec, rows: Sequence[Mapping[str, Any]], title: str, name: str) -> Drawing:
+    return Drawing(title, Markup(charts.drawn(spec, rows, name)))
 
 
 def _title(each: Told, name: str, told: Sequence[Told]) -> str:
