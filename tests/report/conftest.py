@@ -8,6 +8,7 @@ from report.reported_sweep import Reported
 
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.report.run import ReportedRun, read_run
+from orchestrator.results.report.writing import Report, report
 from orchestrator.results.store import Store
 
 
@@ -29,6 +30,11 @@ def store() -> Store:
 @pytest.fixture(scope="session")
 def run(study: Store) -> ReportedRun:
     return read_run("study", study)
+
+
+@pytest.fixture(scope="session")
+def made(study: Store) -> Report:
+    return report([study])
 
 
 @pytest.fixture(scope="session")

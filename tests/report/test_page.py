@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from orchestrator.results.consolidate import consolidate
-from orchestrator.results.report.writing import report
+from orchestrator.results.report.writing import Report, report
 from orchestrator.results.store import ChunkWriter, Store
 
 SECTIONS = ["answer", "matrix", "learning", "discrete", "ranks", "stops", "cost", "limits", "repeat"]
@@ -26,9 +26,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def page(study: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(made: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report([study]).html, encoding="utf-8")
+    path.write_text(made.html, encoding="utf-8")
     return path
 
 

@@ -16,22 +16,21 @@ from orchestrator.cli import reading
 from orchestrator.cli.app import UsageError
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.report import charts
-from orchestrator.results.report.writing import report
+from orchestrator.results.report.writing import Report, report
 from orchestrator.results.store import ChunkWriter, Store
 
 NO_RAY = "import sys; sys.modules.update(ray=None, torch=None); "
 STYLE = (Path(charts.__file__).parent / "style.css").read_text()
 
 
-def test_the_command_writes_both_forms_into_the_runs_folder(folder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_both_forms_into_the_runs_folder(folder: Path, made: Report, tmp_path: Path) -> None:
     program = f"{NO_RAY}sys.argv = ['altgrad', 'report', {str(folder)!r}]; from orchestrator.cli import main; main()"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == [f"{folder}/report.html", f"{folder}/report.md"]
-    again = report([Store.open(folder)])
-    assert (folder / "report.html").read_text() == again.html, "the same bytes for the same data"
-    assert (folder / "report.md").read_text() == again.markdown
+    assert (folder / "report.html").read_text() == made.html, "the same bytes for the same data"
+    assert (folder / "report.md").read_text() == made.markdown
 
 
 @pytest.mark.parametrize(
@@ -112,8 +111,8 @@ def test_two_hundred_trials_fit_in_five_megabytes(store: Store) -> None:
 # --- the card
 
 
-def test_the_card_is_markdown_that_says_the_same(folder: Path) -> None:
-    card = report([Store.open(folder)]).markdown
+def test_the_card_is_markdown_that_says_the_same(made: Report) -> None:
+    card = made.markdown
     tokens = MarkdownIt("commonmark").enable("table").parse(card)
     titles = [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
     sections = ["The answer", "The matrix: val\\_loss", "Why trials stopped", "Cost", "What this cannot show"]

@@ -13,7 +13,7 @@ from orchestrator.results.queries import query
 from orchestrator.results.report.run import ReportedRun, Setting
 
 #: Points of a line, and of all lines of a run together: what a screen shows, and what a file should hold.
-_POINTS_PER_LINE, _POINTS, _LEAST_POINTS = 60, 6_000, 30
+_POINTS_PER_LINE, _POINTS, _LEAST_POINTS = 50, 5_000, 30
 
 
 class Metric(NamedTuple):

@@ -124,7 +124,7 @@ class _Curves(NamedTuple):
         if not self.first:
             return []
         spec = charts.curve_spec(rows, self.domain(self.first))
-        drawings = []
+        drawings: list[Drawing] = []
         for each, run in zip(told, shown, strict=True):
             for name in columns:
                 data = charts.curve_rows([line for line in run if column_name(line.place[1]) == name], self.first)
@@ -181,7 +181,7 @@ def _first_columns(told: Sequence[Told], columns: Sequence[str]) -> list[str]:
 
 def _rank_drawings(told: Sequence[Told]) -> list[Drawing]:
     """The most worrying heat maps of each run."""
-    drawings = []
+    drawings: list[Drawing] = []
     for each in told:
         for health in each.ranks[:_FIRST]:
             spec, rows = charts.rank_spec(health.is_ratio, health.matrices), charts.rank_rows(health)
