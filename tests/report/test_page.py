@@ -125,6 +125,9 @@ def test_the_pointer_is_told_the_numbers(opened: Browser) -> None:
     said = opened.until(lambda: opened.run("return document.getElementById('vg-tooltip-element')?.innerText"))
     for word in ("format", "step", "mean", "lowest", "highest", "replicates"):
         assert word in said
+    assert any(name in said for name in BASE)
+    assert "undefined" not in said
+    assert len(said.splitlines()) == 6
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def styles(rows: Iterable[str]) -> dict[str, tuple[str, list[int]]]:
 
 
 def curve_spec(rows: Sequence[str], domain: Sequence[float] = ()) -> Spec:
-    """Lines with bands over steps; data rows are ``row, step, mean, low, high, n``."""
+    """Lines with bands over steps; data rows are ``format, step, mean, lowest, highest, replicates``."""
     drawn = styles(rows)
     colour = {"domain": [*drawn], "range": [colour for colour, _ in drawn.values()]}
     dashes = {"domain": [*drawn], "range": [dash for _, dash in drawn.values()]}
@@ -74,7 +74,7 @@ def curve_spec(rows: Sequence[str], domain: Sequence[float] = ()) -> Spec:
     x |= {"axis": {"grid": False, "tickCount": 6, "format": "~s"}, "scale": {"nice": False}}
     y: Spec = {"field": "mean", "type": "quantitative", "title": None}
     y |= {"scale": y_scale, "axis": {"tickCount": 5, "format": "~g", "domain": False, "ticks": False}}
-    encoding = {"x": x, "color": {"field": "row", "scale": colour, "legend": None}}
+    encoding = {"x": x, "color": {"field": "format", "scale": colour, "legend": None}}
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -82,11 +82,11 @@ def curve_spec(rows: Sequence[str], domain: Sequence[float] = ()) -> Spec:
         "layer": [
             {
                 "mark": {"type": "area", "opacity": 0.15, "clip": True},
-                "encoding": {"y": {**y, "field": "low"}, "y2": {"field": "high"}},
+                "encoding": {"y": {**y, "field": "lowest"}, "y2": {"field": "highest"}},
             },
             {
                 "mark": {"type": "line", "strokeWidth": 1.7, "clip": True},
-                "encoding": {"y": y, "strokeDash": {"field": "row", "scale": dashes, "legend": None}},
+                "encoding": {"y": y, "strokeDash": {"field": "format", "scale": dashes, "legend": None}},
             },
         ],
         "config": _CONFIG,
@@ -94,21 +94,15 @@ def curve_spec(rows: Sequence[str], domain: Sequence[float] = ()) -> Spec:
 
 
 def hover_layer() -> Spec:
-    """What follows the pointer over a `curve_spec`: the nearest point, and its numbers."""
-    shown = [("row", "format", None), ("step", "step", ",d"), ("mean", "mean", ".4~g")]
-    shown += [("low", "lowest", ".4~g"), ("high", "highest", ".4~g"), ("n", "replicates", "d")]
-    tooltip = [
-        {"field": field, "title": title, **({"format": form, "type": "quantitative"} if form else {"type": "nominal"})}
-        for field, title, form in shown
-    ]
-    near = {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}
+    """What follows the pointer over a `curve_spec`: the nearest point, and all that its row says."""
+    near = {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout", "fields": ["format", "step"]}
     return {
         "params": [{"name": "near", "select": near}],
-        "mark": {"type": "point", "filled": True, "size": 60, "clip": True},
+        # The whole row: a text among named fields is lost where points are found by nearness (Vega-Lite 6.4).
+        "mark": {"type": "point", "filled": True, "size": 60, "clip": True, "tooltip": {"content": "data"}},
         "encoding": {
             "y": {"field": "mean", "type": "quantitative"},
             "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
-            "tooltip": tooltip,
         },
     }
 
@@ -155,7 +149,7 @@ def rank_spec(is_ratio: bool, matrices: Sequence[str]) -> Spec:
 def curve_rows(lines: Iterable[Line], metric: str) -> list[dict[str, Any]]:
     """The data of a `curve_spec`."""
     return [
-        {"row": line.place[0], "n": len(line.setting.lanes), **_point(point)}
+        {"format": line.place[0], "replicates": len(line.setting.lanes), **_point(point)}
         for line in lines
         for point in line.values[metric]
     ]
@@ -188,4 +182,4 @@ def script() -> str:
 
 def _point(point: Sequence[float]) -> dict[str, float]:
     step, mean, *spread = point
-    return {"step": step, "mean": mean, **dict(zip(("low", "high"), spread, strict=False))}
+    return {"step": step, "mean": mean, **dict(zip(("lowest", "highest"), spread, strict=False))}

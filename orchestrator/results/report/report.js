@@ -45,7 +45,11 @@
   }
 
   function points(line, metric) {
-    return (line.values[metric] ?? []).map(([step, mean, low, high]) => ({ row: line.row, n: line.n, step, mean, low, high }));
+    return (line.values[metric] ?? []).map(([step, mean, lowest, highest]) => (
+      lowest === undefined
+        ? { format: line.row, step, mean, replicates: 1 }
+        : { format: line.row, step, mean, lowest, highest, replicates: line.n }
+    ));
   }
 
   // One chart for each run and column, on one scale.
