@@ -185,7 +185,14 @@ def test_text_of_a_run_stays_text(browser: Browser, store: Store, tmp_path: Path
     consolidate(store)
     path = tmp_path / "hostile.html"
     path.write_text(report([store, store]).html, encoding="utf-8")
-    browser.open(path)
+    browser.open(path, width=400)
+    assert browser.run("return document.documentElement.scrollWidth") <= 400
+    tooltip = "return document.querySelector('#vg-tooltip-element.visible')?.innerText"
+    for figures in ("learning-figures", "ranks-figures"):
+        browser.run(f"document.querySelector('#{figures} svg').scrollIntoView({{block: 'center'}})")
+        chart = browser.driver.find_element(By.CSS_SELECTOR, f"#{figures} svg")
+        ActionChains(browser.driver).move_to_element(chart).perform()
+        browser.until(lambda: browser.run(tooltip))
     assert browser.run("return window.pwned") is None
     assert browser.run("return document.querySelectorAll('img').length") == 0
     assert browser.run("return document.scripts.length") == 3

@@ -47,6 +47,15 @@ def test_two_seeds_have_no_interval_and_the_answer_says_so(store: Store) -> None
     assert f"With 2 replicates it has no interval ({LEAST_REPLICATES} are needed)" in said[1]
 
 
+def test_a_mean_of_fewer_or_shorter_runs_says_so(store: Store) -> None:
+    sweep = Reported(store, ["fp32"], seeds=2)
+    early = sweep.add_pack(3, steps=STEPS, format="E4M3")
+    sweep.train(early, [1.0, 1.0, None], [("asha", 50), ("asha", 50), ("diverged", 50)])
+    assert answer(read(sweep))[0] == (
+        "E4M3 · adamw has the lowest val_loss: 1.000 (n = 2 of 3), at lr=0.001, at step 50 where others are at 200."
+    )
+
+
 def test_a_sweep_under_way_says_so_first_and_one_without_a_number_says_that(store: Store) -> None:
     sweep = Reported(store, ["fp32"], seeds=1)
     sweep.add_pack(2, steps=STEPS, format="E4M3")
@@ -118,6 +127,14 @@ def test_a_line_ends_where_its_first_replicate_did(store: Store) -> None:
         ChunkWriter(store, pack["pack"], 1).append("steps", rows)
     lines = {line.place: line for line in curves(read(sweep), LEARNING)}
     assert lines["E4M3", ("adamw",)].values["loss"][-1] == [pytest.approx(50, abs=3), 2.0, 2.0, 2.0]
+
+
+def test_a_cell_without_a_number_has_a_curve_all_the_same(store: Store) -> None:
+    sweep = Reported(store, ["fp32"], seeds=1)
+    sweep.train(sweep.add_pack(2, steps=STEPS, format="E4M3"), [None, None], [("diverged", 60)] * 2)
+    run = read(sweep)
+    assert run.matrix.cells["E4M3", ("adamw",)].mean is None
+    assert [line.values["loss"][-1][0] for line in curves(run, LEARNING) if line.place[0] == "E4M3"] == [60]
 
 
 # --- ranks

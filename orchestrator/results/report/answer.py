@@ -25,11 +25,12 @@ def answer(run: ReportedRun) -> list[str]:
 
 
 def measured(cell: Cell) -> str:
-    """A cell's number and how sure it is, such as ``2.578 ± 0.012 (n = 3)``."""
+    """A cell's number and how sure it is, such as ``2.578 ± 0.012 (n = 3)``; ``n = 2 of 3`` where one has no number."""
     if cell.mean is None:
         return DASH
+    of = f" of {cell.replicates}" if cell.n < cell.replicates else ""
     sure = "" if cell.interval is None else f" ± {number(cell.interval)}"
-    return f"{number(cell.mean)}{sure} (n = {cell.n})"
+    return f"{number(cell.mean)}{sure} (n = {cell.n}{of})"
 
 
 def number(value: float) -> str:
@@ -53,6 +54,9 @@ def _progress(run: ReportedRun) -> str:
 def _best(run: ReportedRun, best: Cell) -> str:
     aim = "highest" if run.matrix.goal == "maximize" else "lowest"
     at = f", at {spoken(best.nuisance)}" if best.nuisance else ""
+    ends = [cell.last_step for cell in run.matrix.cells.values() if cell.last_step is not None]
+    if best.last_step is not None and best.last_step < max(ends):
+        at += f", at step {best.last_step:,} where others are at {max(ends):,}"
     name = place_name((best.row, best.column))
     return f"{name} has the {aim} {run.matrix.metric}: {measured(best)}{at}."
 

@@ -1,4 +1,4 @@
-"""What a metric did over the steps of each cell's chosen setting: mean and range over replicates, thinned to a screen.
+"""What a metric did over the steps of each cell's setting: mean and range over replicates, thinned to a screen.
 
 A point is the mean over a few steps. A line ends where the first of its replicates ended: the mean of the others is of
 other runs.
@@ -62,7 +62,7 @@ class Line(NamedTuple):
 
 def curves(run: ReportedRun, metrics: Sequence[Metric]) -> list[Line]:
     """A line for each cell that has rows, in the plan's order."""
-    settings = [setting for setting in run.settings if setting.chosen]
+    settings = run.shown_settings
     lanes = [(lane.key, i) for i, setting in enumerate(settings) for lane in setting.lanes]
     last = max((trial["step"] or 0 for trial in run.trials), default=0)
     if not lanes or not last:

@@ -106,9 +106,8 @@ def _lengths(run: ReportedRun) -> list[str]:
     if not ends or len(set(ends)) == 1:
         return []
     short = sum(step < max(ends) for step in ends)
-    return [
-        f"{short} of {len(ends)} cells show the mean of an earlier step than {max(ends):,}: theirs were ended there."
-    ]
+    why = "theirs ended there, or have not come further"
+    return [f"{short} of {len(ends)} cells show the mean of an earlier step than {max(ends):,}: {why}."]
 
 
 def shown(count: int) -> str:

@@ -23,6 +23,8 @@ class Health(NamedTuple):
     """The ranks of one setting's matrices, averaged over its replicates."""
 
     setting: Setting
+    #: It is the setting that its cell's curves are drawn of.
+    shown: bool
     #: Whether values are effective ranks over the control's at the same step, or effective ranks themselves.
     is_ratio: bool
     matrices: list[str]
@@ -51,21 +53,21 @@ class Health(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         row, column = self.setting.place
-        plain = {"row": row, "column": list(column), "title": self.setting.name, "chosen": self.setting.chosen}
+        plain = {"row": row, "column": list(column), "title": self.setting.name}
         known = {name: value for name, value in self._asdict().items() if name != "setting"}
         return {**plain, **known, "warned": self.warned}
 
 
 def ranks(run: ReportedRun) -> list[Health]:
-    """The health of every chosen setting and of those with warnings, most worrying first."""
+    """The health of each cell's setting and of those with warnings, most worrying first."""
     rows, warned = _measured(run), _warnings(run)
     found = []
     for i, setting in enumerate(run.settings):
         if rows[i]:
-            found.append(_health(setting, rows[i], warned[i]))
+            found.append(_health(setting, setting in run.shown_settings, rows[i], warned[i]))
     found.sort(key=_worry)
     spare = set(itertools.islice((id(each) for each in found if each.warned), _MOST_WARNED))
-    return [each for each in found if each.setting.chosen or id(each) in spare]
+    return [each for each in found if each.shown or id(each) in spare]
 
 
 def _worry(health: Health) -> tuple[int, float]:
@@ -115,7 +117,7 @@ def _warnings(run: ReportedRun) -> dict[int, Counter[tuple[str, int]]]:
     return found
 
 
-def _health(setting: Setting, rows: Sequence[Row], warned: Counter[tuple[str, int]]) -> Health:
+def _health(setting: Setting, shown: bool, rows: Sequence[Row], warned: Counter[tuple[str, int]]) -> Health:
     is_ratio = any(ratio is not None for *_, ratio in rows)
     matrices = sorted({matrix for matrix, *_ in rows}, key=_natural)
     checks = sorted({step for _, step, *_ in rows})
@@ -133,6 +135,7 @@ def _health(setting: Setting, rows: Sequence[Row], warned: Counter[tuple[str, in
     columns = range(len(bins))
     return Health(
         setting=setting,
+        shown=shown,
         is_ratio=is_ratio,
         matrices=matrices,
         steps=[steps[-1] for steps in bins],

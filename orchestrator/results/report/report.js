@@ -89,7 +89,7 @@
     return data.runs.flatMap((run) => {
       const left = run.ranks.filter((health) => rows.has(health.row));
       const wanted = shown
-        ? left.filter((health) => health.chosen && columnName(health.column) === shown)
+        ? left.filter((health) => health.shown && columnName(health.column) === shown)
         : left.slice(0, data.worrying);
       return wanted.map((health) => rankChart(run, health));
     });

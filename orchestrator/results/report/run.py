@@ -74,6 +74,13 @@ class ReportedRun:
         return _settings(self.plan, self.matrix)
 
     @cached_property
+    def shown_settings(self) -> list[Setting]:
+        """The setting of each cell that curves are drawn of: the chosen one, or the first where none has a number."""
+        chosen = {setting.place: setting for setting in self.settings if setting.chosen}
+        first = {setting.place: setting for setting in reversed(self.settings)}
+        return [chosen.get(place, setting) for place, setting in reversed(first.items())]
+
+    @cached_property
     def further_matrices(self) -> list[Matrix]:
         """Matrices of other metrics that have a number anywhere."""
         wanted = [metric for metric in FURTHER_METRICS if metric != self.matrix.metric]
