@@ -1,6 +1,6 @@
 """What a run says, in sentences: the best cell and what cannot be told from it, what each optimizer gains."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from orchestrator.results.cells import LEAST_REPLICATES, Cell
@@ -9,6 +9,10 @@ from orchestrator.results.report.run import DASH, ReportedRun, place_name, spoke
 
 #: Most cells that a sentence names one by one.
 _NAMED = 6
+#: Most sentences on optimizers; more of them are counted.
+_TOLD = 8
+#: How comparisons are counted, by verdict.
+_OUTCOMES = {"helps": "helps", "hurts": "hurts", "indistinct": "not distinguishable", "unsure": "no verdict"}
 
 
 def answer(run: ReportedRun) -> list[str]:
@@ -20,7 +24,7 @@ def answer(run: ReportedRun) -> list[str]:
     said.append(_best(run, best))
     said.extend(_indistinct(run, best))
     said.extend(_control(run, best))
-    said.extend(sentences(run.matrix, run.benefits))
+    said.extend(_gains(run))
     return [*said, *_faults(run)]
 
 
@@ -90,6 +94,21 @@ def _control(run: ReportedRun, best: Cell) -> list[str]:
     sign = -1.0 if run.matrix.goal == "maximize" else 1.0
     control = min(controls, key=lambda cell: sign * (cell.mean or 0.0))
     return [f"The control, {place_name((control.row, control.column))}, has {measured(control)}."]
+
+
+def _gains(run: ReportedRun) -> list[str]:
+    """What each optimizer gains; of very many comparisons how many came out which way."""
+    told = sentences(run.matrix, run.benefits)
+    if len(told) <= _TOLD:
+        return told
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for benefit in run.benefits:
+        counts[benefit.optimizer][_OUTCOMES[benefit.verdict]] += 1
+    said = [
+        f"{optimizer} against adamw, in {found.total()} cells: {', '.join(f'{what} {n}' for what, n in found.items())}."
+        for optimizer, found in counts.items()
+    ]
+    return [*said, told[-1], "Each comparison stands beside the matrix."]
 
 
 def _faults(run: ReportedRun) -> list[str]:

@@ -46,7 +46,7 @@ def page(told: Sequence[Told]) -> str:
         kind: _Curves.of(metrics, [getattr(each, kind) for each in told])
         for kind, metrics in (("learning", LEARNING), ("discrete", DISCRETE))
     }
-    data = _data(told, rows, sections)
+    data = _data(told, rows, columns, sections)
     return (
         _environment()
         .get_template("page.html")
@@ -133,11 +133,14 @@ class _Curves(NamedTuple):
         return drawings
 
 
-def _data(told: Sequence[Told], rows: Sequence[str], sections: Mapping[str, _Curves]) -> dict[str, Any]:
+def _data(
+    told: Sequence[Told], rows: Sequence[str], columns: Sequence[str], sections: Mapping[str, _Curves]
+) -> dict[str, Any]:
     """What the script draws from."""
     curve = charts.curve_spec(rows)
     return {
         "worrying": _FIRST,
+        "columns": list(columns),
         "rankRow": charts.RANK_ROW,
         "curve": {**curve, "layer": [*curve["layer"], charts.hover_layer()]},
         "rank": {str(is_ratio).lower(): charts.rank_spec(is_ratio, []) for is_ratio in (True, False)},

@@ -54,12 +54,11 @@
 
   // One chart for each run and column, on one scale.
   function curves(kind, metric) {
-    const columns = checked("column"), rows = checked("row");
-    const isShown = (line) => !columns.size || columns.has(columnName(line.column));
+    const columns = data.columns.length > 1 ? checked("column") : new Set(data.columns), rows = checked("row");
     const { domain } = data.metrics[metric];
     const drawings = [];
     for (const run of data.runs) {
-      for (const column of new Set(run[kind].filter(isShown).map((line) => columnName(line.column)))) {
+      for (const column of data.columns.filter((name) => columns.has(name))) {
         const values = run[kind]
           .filter((line) => columnName(line.column) === column && rows.has(line.row))
           .flatMap((line) => points(line, metric));
