@@ -13,6 +13,8 @@ MATRICES = ("h.0.attn.c_attn", "h.2.mlp.c_proj", "h.10.mlp.c_proj")
 #: Elements of each matrix.
 ELEMENTS = 1000
 BASE = {"fp32": 2.0, "E4M3": 2.1, "E5M2": 2.2, "E7M0": 2.9}
+#: A search space that is longer than a window.
+SPACE = "name: study\nparameters:\n" + "".join(f"  p{i}: {{value: {i}}}\n" for i in range(100))
 #: Seconds that every pack takes, and tokens of a step.
 SECONDS, TOKENS = 60.0, 512
 
@@ -37,7 +39,7 @@ class Reported(Sweep):
         versions = {"altgrad": "0.1.0", "python": "3.11.7", "commit": "abc1234"}
         started = {"event": "sweep_started", "command": ["altgrad", "sweep", "a study.yaml"], "versions": versions}
         self.journal.append(started)
-        store.write_bytes("sweep.yaml", b"name: study\nparameters: {}\n")
+        store.write_bytes("sweep.yaml", SPACE.encode())
         for name in formats:
             for optimizer in ("adamw", "manifold_adamw"):
                 self._cell(name, optimizer, seeds)
@@ -82,7 +84,7 @@ class Reported(Sweep):
         checks = np.arange(CHECK, last + 1, CHECK)
         for matrix in MATRICES:
             n = len(checks)
-            ranks = 40.0 * health ** (checks / STEPS)
+            ranks = (40.0 - checks / 10) * health ** (checks / STEPS)
             rows = {"key": [key] * n, "step": checks, "matrix": [matrix] * n, "effective_rank": ranks}
             rows |= {"elements": [ELEMENTS] * n, "flips": [100] * n if quantized else [None] * n}
             writer.append("layers", rows)

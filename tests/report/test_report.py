@@ -173,6 +173,7 @@ def test_lines_and_text_stand_out_and_lightness_alone_orders_the_formats(theme: 
 
 def test_formats_of_like_dashes_are_far_apart_in_colour() -> None:
     drawn = charts.styles([f"E{i}M{7 - i}" for i in range(8)])
+    assert len({colour for colour, _ in drawn.values()}) == 8
     assert all(drawn[f"E{i}M{7 - i}"][1] != drawn[f"E{i + d}M{7 - i - d}"][1] for i in range(5) for d in (1, 2, 3))
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from report.reported_sweep import BASE, CHECK, ELEMENTS, MATRICES, REPORT, SECONDS, STEPS, TOKENS, Reported
+from report.reported_sweep import BASE, CHECK, ELEMENTS, MATRICES, REPORT, SECONDS, SPACE, STEPS, TOKENS, Reported
 
 from orchestrator.results.cells import LEAST_REPLICATES
 from orchestrator.results.consolidate import consolidate
@@ -152,7 +152,7 @@ def test_ranks_are_held_against_the_control_and_the_sick_come_first(run: Reporte
     assert first.warnings[-1] == [0, 0, 0, 3]
     control = next(each for each in found if each.setting.place == ("fp32", ("adamw",)))
     assert not control.is_ratio
-    assert control.values[0] == [40.0] * 4
+    assert control.values[0] == [40.0 - step / 10 for step in control.steps]
 
 
 # --- why trials stopped
@@ -172,13 +172,14 @@ def test_every_decision_is_told_with_its_numbers(run: ReportedRun) -> None:
 def test_failures_come_first_and_an_audit_is_told(store: Store) -> None:
     sweep = Reported(store, ["fp32"], seeds=1)
     spared, failed = sweep.plan["packs"][0], sweep.add_pack(1, steps=STEPS, format="E4M3")
-    sweep.audit(spared, spared["lanes"][0]["key"], "asha", 80)
+    for pack, step in ((spared, 80), (failed, 90)):
+        sweep.audit(pack, pack["lanes"][0]["key"], "asha", step)
     sweep.journal.append({"event": "pack_started", "pack": failed["pack"]})
     sweep.journal.append({"event": "pack_failed", "pack": failed["pack"], "error": "the disk is full"})
     run = read(sweep)
     found = ends(run)
     assert (found[0].reason, found[0].message, found[0].step) == ("failed", "the disk is full", None)
-    assert [(end.reason, end.step) for end in found if end.audited] == [("asha", 80)]
+    assert [(end.reason, end.step) for end in found if end.audited] == [("asha", 80), ("asha", 90)]
     assert "Nothing was audited" not in " ".join(saved(run))
     assert "1 trial failed and count" in answer(run)[-1]
 
@@ -220,6 +221,15 @@ def test_limits_are_counted(run: ReportedRun) -> None:
         assert words in said
 
 
+def test_both_ends_of_a_tuned_range_are_ends(store: Store) -> None:
+    sweep = Reported(store, ["fp32"], seeds=1)
+    for lr, value in ((0.001, 3.0), (0.003, 1.0), (0.01, 2.0)):
+        sweep.train(sweep.add_pack(1, lr=lr, steps=STEPS, format="E4M3"), [value])
+        sweep.train(sweep.add_pack(1, lr=lr, steps=STEPS, format="E5M2"), [1.0 - lr])
+    said = " ".join(limits(read(sweep)))
+    assert "lr was tuned over 0.001, 0.003, 0.01: 3 of 4 cells chose an end of that range" in said
+
+
 def test_few_replicates_are_a_limit(store: Store) -> None:
     assert limits(read(Reported(store, ["fp32"], seeds=2)))[0].startswith("At most 2 replicates a cell: no intervals")
 
@@ -229,7 +239,7 @@ def test_what_is_needed_to_repeat_it_is_there(run: ReportedRun) -> None:
     assert found.commands == ["altgrad sweep 'a study.yaml'"]
     assert found.versions == {"altgrad": "0.1.0", "python": "3.11.7", "commit": "abc1234"}
     assert found.hashes["corpus stdlib"] == "c0ffee" * 10
-    assert found.space == "name: study\nparameters: {}\n"
+    assert found.space == SPACE
 
 
 @pytest.mark.parametrize(("count", "said"), [(999, "999"), (118784, "118,784"), (11_354_835, "11.4 million")])
