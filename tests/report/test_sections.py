@@ -9,14 +9,15 @@ from orchestrator.results.cells import LEAST_REPLICATES
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.report.answer import answer
 from orchestrator.results.report.compare import differences, shared_cells
-from orchestrator.results.report.cost import cost, duration
+from orchestrator.results.report.cost import cost
 from orchestrator.results.report.curves import DISCRETE, LEARNING, curves
 from orchestrator.results.report.ends import ends, saved
 from orchestrator.results.report.heat import LEVELS, heat
-from orchestrator.results.report.limits import limits, shown
+from orchestrator.results.report.limits import limits
 from orchestrator.results.report.ranks import ranks
 from orchestrator.results.report.repeat import repeat
-from orchestrator.results.report.run import DASH, ReportedRun, read_run
+from orchestrator.results.report.run import ReportedRun, read_run
+from orchestrator.results.report.wording import DASH, duration, shown
 from orchestrator.results.store import ChunkWriter, Store
 
 
@@ -213,7 +214,7 @@ def test_limits_are_counted(run: ReportedRun) -> None:
     said = " ".join(limits(run))
     for words in (
         "at most 3 replicates",
-        "200 steps of a model of 3,000 weights in matrices, 102,400 tokens a trial: 34.1 tokens a weight",
+        "200 steps of a model of 3,000 weights in matrices, 102,400 tokens a trial: at most 34.1 tokens a weight",
         "One corpus, stdlib",
         "simulated on a CPU",
         "lr was tuned over 0.001, 0.01: 8 of 8 cells chose an end of that range",
@@ -228,6 +229,12 @@ def test_both_ends_of_a_tuned_range_are_ends(store: Store) -> None:
         sweep.train(sweep.add_pack(1, lr=lr, steps=STEPS, format="E5M2"), [1.0 - lr])
     said = " ".join(limits(read(sweep)))
     assert "lr was tuned over 0.001, 0.003, 0.01: 3 of 4 cells chose an end of that range" in said
+
+
+def test_trials_of_unlike_lengths_are_told(store: Store) -> None:
+    sweep = Reported(store, ["fp32"], seeds=1)
+    sweep.add_pack(1, steps=400, format="E4M3")
+    assert "200 to 400 steps of a model" in " ".join(limits(read(sweep)))
 
 
 def test_few_replicates_are_a_limit(store: Store) -> None:

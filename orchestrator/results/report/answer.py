@@ -1,14 +1,12 @@
 """What a run says, in sentences: the best cell and what cannot be told from it, what each optimizer gains."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 
 from orchestrator.results.cells import LEAST_REPLICATES, Cell
 from orchestrator.results.paired import sentences
-from orchestrator.results.report.run import DASH, ReportedRun, place_name, spoken
+from orchestrator.results.report.run import ReportedRun
+from orchestrator.results.report.wording import DASH, listed, number, place_name, spoken
 
-#: Most cells that a sentence names one by one.
-_NAMED = 6
 #: Most sentences on optimizers; more of them are counted.
 _TOLD = 8
 #: How comparisons are counted, by verdict.
@@ -35,18 +33,6 @@ def measured(cell: Cell) -> str:
     of = f" of {cell.replicates}" if cell.n < cell.replicates else ""
     sure = "" if cell.interval is None else f" ± {number(cell.interval)}"
     return f"{number(cell.mean)}{sure} (n = {cell.n}{of})"
-
-
-def number(value: float) -> str:
-    """A measurement to as many digits as a reader needs."""
-    return f"{value:.3f}" if value == 0 or 0.0005 <= abs(value) < 1000 else f"{value:.2g}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names joined by commas; of very many the first ones and how many more there are."""
-    every = list(names)
-    shown = ", ".join(every[:_NAMED])
-    return f"{shown} and {len(every) - _NAMED} more" if len(every) > _NAMED else shown
 
 
 def _progress(run: ReportedRun) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.results.report.compare import differences, shared_cells
 from orchestrator.results.report.heat import Heat, Tile
-from orchestrator.results.report.run import column_name, place_name
 from orchestrator.results.report.told import Told
+from orchestrator.results.report.wording import column_name, place_name
 
 #: Most decisions that a card lists; the page has all of them.
 _ENDS = 20

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.results.report.answer import measured
-from orchestrator.results.report.run import DASH, ReportedRun, spoken
+from orchestrator.results.report.run import ReportedRun
+from orchestrator.results.report.wording import DASH, spoken
 
 #: A row of a table: its name, and a value for each run.
 Row = tuple[str, list[str]]

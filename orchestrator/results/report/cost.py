@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import NamedTuple
 
 from orchestrator.results.queries import query
-from orchestrator.results.report.limits import device, shown
-from orchestrator.results.report.run import ReportedRun, column_name
+from orchestrator.results.report.limits import device
+from orchestrator.results.report.run import ReportedRun
+from orchestrator.results.report.wording import column_name, duration, shown
 
 
 class Spent(NamedTuple):
@@ -109,8 +110,3 @@ def _wall_seconds(run: ReportedRun) -> float | None:
             began = now
         last = now
     return total + (last - began).total_seconds() if began and last else None
-
-
-def duration(seconds: float) -> str:
-    """Such as ``4.9 minutes``."""
-    return f"{seconds / 3600:.3g} hours" if seconds >= 2 * 3600 else f"{seconds / 60:.2g} minutes"

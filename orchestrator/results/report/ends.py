@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from orchestrator.results.cells import Place
 from orchestrator.results.queries import query
-from orchestrator.results.report.run import ReportedRun, spoken
+from orchestrator.results.report.run import ReportedRun
+from orchestrator.results.report.wording import spoken
 
 #: In what order reasons are told: the rarest kind of trouble first.
 _ORDER = ("failed", "diverged", "rank_collapse", "stalled", "asha")

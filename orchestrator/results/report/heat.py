@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 from orchestrator.results.cells import Cell
 from orchestrator.results.matrix import Matrix
-from orchestrator.results.report.answer import number
-from orchestrator.results.report.run import DASH, spoken
+from orchestrator.results.report.wording import DASH, number, spoken
 
 #: Colours of the heat map, from the best to the worst.
 LEVELS = 9

@@ -1,11 +1,12 @@
 """What a run cannot show: how few replicates, how few steps, which model, which text, which machine."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.results.cells import LEAST_REPLICATES
 from orchestrator.results.queries import query
 from orchestrator.results.report.run import ReportedRun
+from orchestrator.results.report.wording import shown
 
 #: Tokens a weight that a compute-optimal run sees (Hoffmann et al. 2022, arXiv 2203.15556).
 _OPTIMAL_TOKENS = 20
@@ -22,17 +23,15 @@ def device(space: Mapping[str, Any]) -> str:
     return "device" if gpu in ("auto", None) else "GPU" if gpu else "CPU"
 
 
-def weights(run: ReportedRun) -> int | None:
-    """Elements of a trial's matrices; None where no layer was measured yet."""
-    first = "SELECT key, step FROM layers ORDER BY key, step LIMIT 1"
-    found = query(run.store, f"SELECT sum(elements) AS n FROM layers JOIN ({first}) USING (key, step)")
-    total = found["n"][0].as_py()
-    return None if total is None else int(total)
+def weights(run: ReportedRun) -> list[int]:
+    """Elements of each trial's matrices, where they were measured."""
+    each = "SELECT DISTINCT key, matrix, elements FROM layers"
+    found = query(run.store, f"SELECT sum(elements) AS n FROM ({each}) GROUP BY key")
+    return [int(n) for n in found["n"].to_pylist() if n is not None]
 
 
-def tokens(run: ReportedRun) -> int | None:
+def tokens(config: Mapping[str, Any]) -> int | None:
     """Tokens that a trial trains on if it runs to its end; None where its config does not say."""
-    config = run.config
     try:
         return int(config["steps"] * config["batch_size"] * config["model"]["block_size"])
     except KeyError:
@@ -54,14 +53,22 @@ def _replicates(run: ReportedRun) -> list[str]:
 
 
 def _training(run: ReportedRun) -> str:
-    size, seen = weights(run), tokens(run)
-    model = "a model" if size is None else f"a model of {shown(size)} weights in matrices"
-    said = f"{run.config['steps']:,} steps of {model}"
-    if seen is not None:
-        said += f", {shown(seen)} tokens a trial"
-    if size and seen:
-        said += f": {seen / size:.1f} tokens a weight, where compute-optimal training takes about {_OPTIMAL_TOKENS}"
+    configs = [lane["config"] for pack in run.plan["packs"] for lane in pack["lanes"]]
+    sizes, seen = weights(run), [n for n in map(tokens, configs) if n is not None]
+    model = f"a model of {_span(sizes)} weights in matrices" if sizes else "a model"
+    said = f"{_span(config['steps'] for config in configs)} steps of {model}"
+    if seen:
+        said += f", {_span(seen)} tokens a trial"
+    if seen and sizes:
+        ratio = max(seen) / min(sizes)
+        said += f": at most {ratio:.1f} tokens a weight, where compute-optimal training takes about {_OPTIMAL_TOKENS}"
     return f"{said}. What holds here need not hold for longer training or larger models."
+
+
+def _span(counts: Iterable[int]) -> str:
+    """The smallest and the largest, or the one that all are."""
+    known = sorted(set(counts))
+    return " to ".join(shown(count) for count in dict.fromkeys((known[0], known[-1])))
 
 
 def _corpus(run: ReportedRun) -> str:
@@ -108,11 +115,3 @@ def _lengths(run: ReportedRun) -> list[str]:
     short = sum(step < max(ends) for step in ends)
     why = "theirs ended there, or have not come further"
     return [f"{short} of {len(ends)} cells show the mean of an earlier step than {max(ends):,}: {why}."]
-
-
-def shown(count: int) -> str:
-    """A count to three digits, such as ``11.4 million``."""
-    for size, name in ((10**9, "billion"), (10**6, "million")):
-        if count >= size:
-            return f"{count / size:.3g} {name}"
-    return f"{count:,}"

@@ -12,13 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator.results.report import charts
-from orchestrator.results.report.answer import number
 from orchestrator.results.report.compare import differences, shared_cells
 from orchestrator.results.report.curves import DISCRETE, LEARNING, Line, Metric
 from orchestrator.results.report.heat import LEVELS
-from orchestrator.results.report.limits import shown
-from orchestrator.results.report.run import DASH, column_name, place_name
 from orchestrator.results.report.told import Told
+from orchestrator.results.report.wording import column_name, figure, number, place_name, shown
 
 #: Charts of one kind that are there from the start; the others are chosen.
 _FIRST = 6
@@ -81,12 +79,8 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.globals |= {"column_name": column_name, "place_name": place_name, "levels": LEVELS}
-    environment.filters |= {"number": number, "shown": shown, "figure": _figure}
+    environment.filters |= {"number": number, "shown": shown, "figure": figure}
     return environment
-
-
-def _figure(value: float | None, form: str) -> str:
-    return DASH if value is None else format(value, form)
 
 
 class _Curves(NamedTuple):

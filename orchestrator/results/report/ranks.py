@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from orchestrator.results.queries import query
 from orchestrator.results.report.curves import rounded, values
-from orchestrator.results.report.run import ReportedRun, Setting, spoken
+from orchestrator.results.report.run import ReportedRun, Setting
+from orchestrator.results.report.wording import spoken
 
 #: Matrix, step, effective rank, and its ratio to the control's.
 Row = tuple[str, int, float, float | None]

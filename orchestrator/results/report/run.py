@@ -14,10 +14,9 @@ from orchestrator.results.matrix import Matrix, Savings, matrix, parameter, savi
 from orchestrator.results.paired import Benefit, benefits
 from orchestrator.results.queries import query
 from orchestrator.results.regret import Regret, regret
+from orchestrator.results.report.wording import label, place_name, spoken
 from orchestrator.results.store import Store
 
-#: What stands where there is no number.
-DASH = "\u2013"
 #: Metrics that a report shows a matrix of, besides the plan's own; those that a run never measured are left out.
 FURTHER_METRICS = ("val_loss", "best_val_loss", "loss", "stall_ratio", "effective_rank_mean", "stable_rank_mean")
 #: Those of them of which less is better.
@@ -88,11 +87,6 @@ class ReportedRun:
         return [each for each in found if any(cell.mean is not None for cell in each.cells.values())]
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        """The resolved config of the first trial."""
-        return self.plan["packs"][0]["lanes"][0]["config"]
-
-    @property
     def best(self) -> Cell | None:
         """The best cell; None where none has a number."""
         return next((cell for cell in self.matrix.cells.values() if cell.best), None)
@@ -137,23 +131,6 @@ def read_run(name: str, store: Store) -> ReportedRun:
     )
 
 
-def column_name(column: Sequence[str]) -> str:
-    """A column of the matrix as text, such as ``adamw · master``."""
-    return " · ".join(column) or "all"
-
-
-def place_name(place: Place) -> str:
-    """A cell as text, such as ``E4M3 · adamw · master``."""
-    return " · ".join((place[0], *place[1]))
-
-
-def spoken(values: Mapping[str, Any]) -> str:
-    """Parameters as text, such as ``lr=0.003``."""
-    return " ".join(
-        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
-    )
-
-
 def _settings(plan: Mapping[str, Any], of: Matrix) -> list[Setting]:
     replicates = [name for name, role in plan["roles"].items() if role == "replicate"]
     found: dict[tuple[Place, str], list[Lane]] = defaultdict(list)
@@ -171,8 +148,4 @@ def _settings(plan: Mapping[str, Any], of: Matrix) -> list[Setting]:
 
 def _place(of: Matrix, pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Place:
     row, *column = (parameter(name, pack, lane) for name in (of.row_parameter, *of.column_parameters))
-    return _label(row), tuple(map(_label, column))
-
-
-def _label(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return label(row), tuple(map(label, column))
