@@ -63,9 +63,9 @@ def _indistinct(run: ReportedRun, best: Cell) -> list[str]:
     alike = [cell for cell in cells if cell.indistinct]
     if alike:
         near = listed(place_name((cell.row, cell.column)) for cell in alike)
-        said = [f"Not distinguishable from it (95 % intervals overlap): {near}."]
+        said = [f"Not distinguishable from it: {near}."]
     else:
-        said = ["No other cell's 95 % interval overlaps its own."]
+        said = ["Every cell that can be held against it is distinguishable from it, at 95 % each."]
     if unsure := [cell for cell in cells if cell.interval is None]:
         fewer = f"fewer than {LEAST_REPLICATES} replicates"
         said.append(f"Nothing can be said of {len(unsure)} cell{'s' if len(unsure) > 1 else ''} with {fewer}.")
@@ -94,7 +94,7 @@ def _gains(run: ReportedRun) -> list[str]:
         f"{optimizer} against adamw, in {found.total()} cells: {', '.join(f'{what} {n}' for what, n in found.items())}."
         for optimizer, found in counts.items()
     ]
-    return [*said, told[-1], "Each comparison stands beside the matrix."]
+    return [*said, "Each comparison stands beside the matrix, at 95 % by itself."]
 
 
 def _faults(run: ReportedRun) -> list[str]:
