@@ -12,13 +12,25 @@ from orchestrator.plan import Plan
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.matrix import matrix, savings
+from orchestrator.results.paired import benefits, sentences
 from orchestrator.results.rebuild import missing_records
 from orchestrator.results.regret import regret
 from orchestrator.results.render import render
 from orchestrator.results.store import Store
 from orchestrator.signals import Caught, caught_signals
 from orchestrator.sweep.progress import Progress
-from orchestrator.terminal import ENVIRONMENT, FAILED_TRIALS, INTEGRITY, OK, complain, err, out, say, say_damaged
+from orchestrator.terminal import (
+    ENVIRONMENT,
+    FAILED_TRIALS,
+    INTEGRITY,
+    OK,
+    complain,
+    err,
+    out,
+    say,
+    say_damaged,
+    show_sentences,
+)
 
 
 def run_attended(planned: Plan, store: Store, state: SweepState, address: str | None) -> int:
@@ -113,18 +125,18 @@ def _shown(progress: Progress) -> Iterator[None]:
 
 
 def conclude(store: Store) -> int:
-    """The matrix, how trials ended, what stopping saved, and what to type next."""
+    """The matrix, optimizers against AdamW, what stopping saved, and what to type next."""
     report = consolidate(store)
-    out.print(render(matrix(store)))
+    found = matrix(store)
+    out.print(render(found))
+    out.print()
+    show_sentences(sentences(found, benefits(found)))
     saved = savings(store)
-    ends = ", ".join(f"{n} {reason}" for reason, n in sorted(saved.lanes_by_reason.items()))
-    out.print(f"Trials: {ends}.")
     if saved.saved:
         by = ", ".join(f"{steps:,} by {reason}" for reason, steps in saved.saved_by_reason.items())
         share = saved.saved / saved.planned
         out.print(f"Stopping saved {saved.saved:,} of {saved.planned:,} steps ({share:.0%}): {by}.")
-    for sentence in regret(store).sentences():
-        out.print(sentence, soft_wrap=True)
+    show_sentences(regret(store).sentences())
     out.print("\nNext:")
     out.print(f"  {command('matrix', store)} --metric stall_ratio", highlight=False, soft_wrap=True)
     sql = "SELECT format, matrix, avg(stall_ratio) FROM layers GROUP BY ALL ORDER BY 3 DESC LIMIT 10"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -69,6 +70,12 @@ def show_rows(rows: "pa.Table", most: int = 1000) -> None:
     _Output(markup=False, emoji=False, width=width).print(table)
     if rows.num_rows > most:
         say(f"and {rows.num_rows - most:,} more rows: --format csv or json prints them all")
+
+
+def show_sentences(sentences: Sequence[str]) -> None:
+    """Print each as a line of its own: broken between words on a terminal, whole elsewhere."""
+    for sentence in sentences:
+        out.print(sentence, soft_wrap=not out.is_terminal, highlight=False)
 
 
 def _shown(value: Any) -> str:

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from orchestrator.cli.app import Json, Run, UsageError, app, opened
-from orchestrator.terminal import INTEGRITY, OK, err, out, say_damaged, show_rows
+from orchestrator.terminal import INTEGRITY, OK, err, out, say_damaged, show_rows, show_sentences
+
+Columns = Annotated[tuple[str, ...], Parameter("--cols", consume_multiple=True, negative="")]
 
 
 @app.command
@@ -57,28 +61,54 @@ def matrix(
     /,
     *,
     rows: str = "format",
-    columns: tuple[str, ...] = ("optimizer", "storage"),
+    columns: Columns = ("optimizer", "storage"),
     metric: str = "val_loss",
     as_json: Json = False,
+    as_markdown: Annotated[bool, Parameter("--markdown", negative="")] = False,
+    as_csv: Annotated[bool, Parameter("--csv", negative="")] = False,
 ) -> int:
-    """Print a run's matrix: the best setting of each cell, averaged over replicates.
+    """Print a run's matrix, the best setting of each cell averaged over replicates, and optimizers against adamw.
 
     Example: altgrad matrix runs/quickstart --metric stall_ratio
+
+    Parameters
+    ----------
+    rows
+        The parameter down the side.
+    columns
+        The parameters across the top; what else the sweep varied is added.
+    metric
+        A column of the table of steps, at its last value, or best_val_loss.
+    as_markdown
+        Print Markdown, for a page.
+    as_csv
+        Print a row a cell with all that is known of it.
     """
     from orchestrator.results.consolidate import consolidate as gather
     from orchestrator.results.matrix import matrix as build
+    from orchestrator.results.matrix_text import to_csv, to_markdown
+    from orchestrator.results.paired import benefits, sentences
     from orchestrator.results.render import render
 
+    if as_json + as_markdown + as_csv > 1:
+        raise UsageError("--json, --markdown and --csv are three ways to print the same: give one")
     store = opened(run)
     say_damaged(gather(store))
     try:
         built = build(store, rows, columns, metric)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    found = benefits(built)
+    said = sentences(built, found)
     if as_json:
-        print(json.dumps(built.to_dict()))
+        print(json.dumps({**built.to_dict(), "benefits": [each.to_dict() for each in found]}))
+    elif as_csv:
+        print(to_csv(built), end="")
+    elif as_markdown:
+        print(to_markdown(built, said), end="")
     else:
         out.print(render(built))
+        show_sentences(["", *said] if said else [])
     return OK
 
 

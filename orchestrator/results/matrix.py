@@ -1,7 +1,6 @@
 """The matrix of a sweep: every scientific cell with its mean over replicates, and what stopping saved."""
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.results.cells import Cell, Place, Setting, Trial, build_cell, mark_best
+from orchestrator.results.cells import Cell, Place, Setting, Trial, best_setting, build_cell, mark_best
 from orchestrator.results.journal import load_plan
+from orchestrator.results.planned import Choice, choices, label, parameter, with_role
 from orchestrator.results.queries import query
 from orchestrator.results.schema import SCHEMAS
 from orchestrator.results.store import Store
 
 #: Ends that a decision of the sweep brought about, and that spared the steps after them.
 STOPPED: tuple[str, ...] = ("asha", "rank_collapse", "stalled", "diverged")
+#: Metrics in nats a token.
+LOSSES: tuple[str, ...] = ("loss", "val_loss", "best_val_loss")
 #: Values along all axes, the row's first, as labels.
 Position = tuple[str, ...]
 
@@ -30,9 +32,11 @@ class Matrix:
     metric: str
     #: ``minimize`` or ``maximize``.
     goal: str
+    #: The sweep's own metric, by which the nuisance parameters are chosen whatever is shown.
+    objective: str
     row_parameter: str
     column_parameters: tuple[str, ...]
-    #: Nuisance parameters, chosen in each cell.
+    #: Nuisance parameters, chosen in each cell: the choice with the best mean of the `objective`.
     nuisance_parameters: tuple[str, ...]
     #: Scientific parameters that have the same value everywhere.
     fixed: dict[str, str]
@@ -78,42 +82,48 @@ def matrix(
         columns: the parameters across the top; scientific parameters named nowhere are added, constant ones left out.
         metric: a column of ``steps`` (its last defined value counts; none for a diverged trial) or ``best_val_loss``.
             Trials that failed do not count. Smaller is better, unless the plan says otherwise of its own metric.
+            The nuisance parameters are chosen by the plan's own metric, so that all matrices speak of the same trials.
 
     Raises:
         FileNotFoundError: the folder has no plan, or was never consolidated.
         ValueError: an unknown parameter or metric.
     """
-    plan, trials = load_plan(store), _trials(store, metric)
-    scientific = [name for name, role in plan["roles"].items() if role == "scientific"]
-    axes = [rows, *(name for name in dict.fromkeys([*columns, *scientific]) if name != rows)]
-    nuisance = [name for name, role in plan["roles"].items() if role == "nuisance" and name not in axes]
-    replicates = [name for name, role in plan["roles"].items() if role == "replicate" and name not in axes]
-    settings = _settings(plan, trials, axes, nuisance, replicates)
+    plan = load_plan(store)
+    objective, goals = plan["metric"]["name"], {plan["metric"]["name"]: plan["metric"]["goal"]}
+    trials = {name: _trials(store, name) for name in {objective, metric}}
+    axes = list(dict.fromkeys([rows, *columns, *with_role(plan, "scientific")]))
+    nuisance = [name for name in with_role(plan, "nuisance") if name not in axes]
+    planned = choices(plan, nuisance, lambda pack, lane: _position(axes, pack, lane))
     controls = {_position(axes, pack, lane) for pack in plan["packs"] if pack["control"] for lane in pack["lanes"]}
-    positions = list(dict.fromkeys([*settings, *_excluded_positions(plan, axes)]))
+    positions = list(dict.fromkeys([*planned, *_excluded_positions(plan, axes)]))
     varied = [i for i in range(1, len(axes)) if len({position[i] for position in positions}) > 1]
     fixed = {axes[i]: positions[0][i] for i in range(1, len(axes)) if positions and i not in varied}
-    goal = plan["metric"]["goal"] if metric == plan["metric"]["name"] else "minimize"
+    replicates = [name for name in with_role(plan, "replicate") if name not in axes]
 
     def place(position: Position) -> Place:
         return position[0], tuple(position[i] for i in varied)
 
+    def cell(position: Position) -> Cell:
+        settings = _settings(planned[position], trials[metric], replicates)
+        scored = _settings(planned[position], trials[objective], replicates)
+        best = best_setting(scored, goals[objective])
+        chosen = settings[scored.index(best)] if best else None
+        return build_cell(place(position), settings, chosen, position in controls)
+
     found = Matrix(
         name=plan["name"],
         metric=metric,
-        goal=goal,
+        goal=goals.get(metric, "minimize"),
+        objective=objective,
         row_parameter=rows,
         column_parameters=tuple(axes[i] for i in varied),
         nuisance_parameters=tuple(nuisance),
         fixed=fixed,
         rows=list(dict.fromkeys(position[0] for position in positions)),
         columns=_in_order(place(position)[1] for position in positions),
-        cells={
-            place(position): build_cell(place(position), list(group.values()), goal, position in controls)
-            for position, group in settings.items()
-        },
+        cells={place(position): cell(position) for position in planned},
     )
-    return replace(found, cells=mark_best({**_excluded_cells(plan, found), **found.cells}, goal))
+    return replace(found, cells=mark_best({**_excluded_cells(plan, found), **found.cells}, found.goal))
 
 
 def savings(store: Store) -> Savings:
@@ -158,12 +168,15 @@ def _trials(store: Store, metric: str) -> dict[str, Trial]:
     known = [*(name for name in numeric if name not in ("attempt", "step")), "best_val_loss"]
     if metric not in known:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
-    sql = f"SELECT key, coalesce(reason, status) AS ended, step, {metric} AS value FROM trials"
+    columns = "key, coalesce(reason, status) AS ended, step, audited"
+    sql = f"SELECT {columns}, {metric} AS value FROM trials"
     if metric not in SCHEMAS["trials"].names:
         last = f"SELECT key, arg_max({metric}, step) AS value FROM steps WHERE {metric} IS NOT NULL GROUP BY key"
         value = "CASE WHEN reason = 'diverged' THEN NULL ELSE value END AS value"
-        sql = f"SELECT key, coalesce(reason, status) AS ended, step, {value} FROM trials LEFT JOIN ({last}) USING (key)"
-    rows = [*query(store, sql).to_pylist(), *query(store, _audited_sql(metric)).to_pylist()]
+        sql = f"SELECT {columns}, {value} FROM trials LEFT JOIN ({last}) USING (key)"
+    rows = query(store, sql).to_pylist()
+    if any(row["audited"] for row in rows):
+        rows += query(store, _audited_sql(metric)).to_pylist()
     return {
         row["key"]: Trial(row["ended"], row["step"], row["value"] if _is_number(row["value"]) else None) for row in rows
     }
@@ -183,27 +196,23 @@ def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _settings(
-    plan: Mapping[str, Any],
-    trials: Mapping[str, Trial],
-    axes: Sequence[str],
-    nuisance: Sequence[str],
-    replicates: Sequence[str],
-) -> dict[Position, dict[str, Setting]]:
-    """The settings at each position, by their nuisance parameters as JSON; all in the plan's order."""
-    found: dict[Position, dict[str, Setting]] = {}
-    for pack in plan["packs"]:
-        for lane in pack["lanes"]:
-            group = found.setdefault(_position(axes, pack, lane), {})
-            chosen = {name: parameter(name, pack, lane) for name in nuisance}
-            setting = group.setdefault(json.dumps(chosen), Setting(chosen, []))
-            replicate = " ".join(f"{name}={parameter(name, pack, lane)}" for name in replicates)
-            setting.trials.append(trials.get(lane["key"], Trial("planned", None, None))._replace(replicate=replicate))
-    return found
+def _settings(planned: Iterable[Choice], trials: Mapping[str, Trial], replicates: Sequence[str]) -> list[Setting]:
+    """The choices with what came of their lanes."""
+    return [
+        Setting(choice.nuisance, [_trial(pack, lane, trials, replicates) for pack, lane in choice.lanes])
+        for choice in planned
+    ]
+
+
+def _trial(
+    pack: Mapping[str, Any], lane: Mapping[str, Any], trials: Mapping[str, Trial], replicates: Sequence[str]
+) -> Trial:
+    replicate = " ".join(f"{name}={parameter(name, pack, lane)}" for name in replicates)
+    return trials.get(lane["key"], Trial("planned", None, None))._replace(replicate=replicate)
 
 
 def _position(axes: Sequence[str], pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Position:
-    return tuple(_label(parameter(name, pack, lane)) for name in axes)
+    return tuple(label(parameter(name, pack, lane)) for name in axes)
 
 
 def _in_order(columns: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -213,28 +222,11 @@ def _in_order(columns: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return sorted(unique, key=lambda column: [known.index(part) for known, part in zip(order, column, strict=True)])
 
 
-def parameter(name: str, pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Any:
-    """A parameter's value: the lane's own, where the pack does not name a scientific one; dots lead into the config."""
-    if name in pack["scientific"]:
-        return pack["scientific"][name]
-    value: Any = lane["config"]
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            known = [*pack["scientific"], *pack["nuisance"], *lane["config"]]
-            raise ValueError(f"unknown parameter {name!r}; known: {', '.join(dict.fromkeys(known))}")
-        value = value[part]
-    return value
-
-
-def _label(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _excluded_positions(plan: Mapping[str, Any], axes: Sequence[str]) -> Iterable[Position]:
     """Positions of the exclusions that name every axis."""
     for excluded in plan["excluded"]:
         if all(name in excluded["scientific"] for name in axes):
-            yield tuple(_label(excluded["scientific"][name]) for name in axes)
+            yield tuple(label(excluded["scientific"][name]) for name in axes)
 
 
 def _excluded_cells(plan: Mapping[str, Any], of: Matrix) -> dict[Place, Cell]:
@@ -243,7 +235,7 @@ def _excluded_cells(plan: Mapping[str, Any], of: Matrix) -> dict[Place, Cell]:
     for row, column in itertools.product(of.rows, of.columns):
         place = {of.row_parameter: row, **dict(zip(of.column_parameters, column, strict=True)), **of.fixed}
         for excluded in plan["excluded"]:
-            named = {name: _label(value) for name, value in excluded["scientific"].items()}
+            named = {name: label(value) for name, value in excluded["scientific"].items()}
             if named and named.items() <= place.items():
                 cells[row, column] = Cell(row, column, excluded=str(excluded["why"]))
                 break

@@ -1,17 +1,16 @@
 """What stopping costs: how often an audited setting, run on to its end, would have won after all."""
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from scipy.special import betaincinv
-
-from orchestrator.results.cells import CONFIDENCE, Setting, Trial, best_setting
+from orchestrator.results.cells import Setting, Trial, best_setting
+from orchestrator.results.intervals import share_interval
 from orchestrator.results.journal import load_plan
-from orchestrator.results.matrix import parameter, require_trials
+from orchestrator.results.matrix import require_trials
+from orchestrator.results.planned import choices, with_role
 from orchestrator.results.queries import query
 from orchestrator.results.store import Store
 
@@ -55,10 +54,7 @@ class Regret:
     @property
     def interval(self) -> tuple[float, float]:
         """The exact 95 % interval (Clopper and Pearson 1934) of the share of stops that cost a winner."""
-        wins, tail = len(self.wins), (1 - CONFIDENCE) / 2
-        low = float(betaincinv(wins, self.n - wins + 1, tail)) if wins else 0.0
-        high = float(betaincinv(wins + 1, self.n - wins, 1 - tail)) if wins < self.n else 1.0
-        return low, high
+        return share_interval(len(self.wins), self.n)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -105,11 +101,15 @@ def regret(store: Store) -> Regret:
     metric, scope = plan["metric"], plan["space"]["early_terminate"]["scope"]
     audited: list[_Audited] = []
     rivals: dict[str, list[Setting]] = defaultdict(list)
-    for cell, nuisance, rows in _settings(plan, _rows(store, metric["name"])):
+    known = _rows(store, metric["name"])
+    planned = choices(plan, with_role(plan, "nuisance"), lambda pack, _: str(pack["cell"]))
+    for cell, choice in ((cell, choice) for cell, in_cell in planned.items() for choice in in_cell):
         group = cell if scope == "cell" else ""
+        rows = [known[lane["key"]] for _, lane in choice.lanes if lane["key"] in known]
         spared = [row for row in rows if row["audited"] is not None]
         # What was stopped has no final value.
-        setting = Setting(nuisance, [Trial(row["ended"], row["step"], row["value"]) for row in rows if _ran(row)])
+        trials = [Trial(row["ended"], row["step"], row["value"]) for row in rows if _ran(row)]
+        setting = Setting(choice.nuisance, trials)
         if spared:
             first = min(spared, key=lambda row: row["audited_step"])
             audited.append(_Audited(cell, group, setting, first, all(map(_ran, spared))))
@@ -153,18 +153,3 @@ def _rows(store: Store, metric: str) -> dict[str, Mapping[str, Any]]:
     value = f"CASE WHEN reason = 'diverged' OR NOT isfinite({metric}) THEN NULL ELSE {metric} END"
     sql = f"SELECT key, coalesce(reason, status) AS ended, step, {value} AS value, audited, audited_step FROM trials"
     return {row["key"]: row for row in query(store, sql).to_pylist()}
-
-
-def _settings(
-    plan: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
-) -> Iterable[tuple[str, dict[str, Any], list[Mapping[str, Any]]]]:
-    """Every setting of the plan: its cell, its nuisance parameters, and the rows of its trials."""
-    names = [name for name, role in plan["roles"].items() if role == "nuisance"]
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for pack in plan["packs"]:
-        for lane in pack["lanes"]:
-            chosen = {name: parameter(name, pack, lane) for name in names}
-            if lane["key"] in rows:
-                found[pack["cell"], json.dumps(chosen)].append(rows[lane["key"]])
-    for (cell, nuisance), trials in found.items():
-        yield cell, json.loads(nuisance), trials

@@ -1,70 +1,81 @@
 """The matrix as a table for a terminal; it says the same without colour."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.results.cells import Cell
 from orchestrator.results.matrix import Matrix
+from orchestrator.results.wording import Wording
 
-_SHORT = {"rank_collapse": "collapsed"}
+#: Headings are broken beyond this width where the numbers below them need no more.
+_HEADING = 14
+#: The labels of rows are broken beyond one part in so many of the terminal's width.
+_ROW_PART = 3
+#: Spaces that the table puts between two columns.
+_GAP = 2
 
 
-def render(matrix: Matrix) -> Group:
-    """Rows down, columns across; each cell the mean, its interval, and how its trials ended where not completed."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(Text(matrix.row_parameter), overflow="fold")
-    columns = [column for column in matrix.columns if not _left_out(matrix, column)]
-    for column in columns:
-        table.add_column(Text("\n".join(column) or matrix.metric), overflow="fold")
+@dataclass(frozen=True)
+class Drawn:
+    """A matrix that rich draws into whatever width there is.
+
+    Rows down, columns across. Columns that do not fit beside each other come below each other: no number is broken.
+    """
+
+    matrix: Matrix
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wording = Wording(self.matrix)
+        most = max(options.max_width // _ROW_PART, min(_HEADING, options.max_width // 2))
+        labels = min(_widest([self.matrix.row_parameter, *self.matrix.rows]), most)
+        for columns in _parts(wording, options.max_width - labels):
+            yield _table(wording, columns, labels)
+            yield Text()
+        yield Text("\n".join(wording.caption()))
+
+
+def render(matrix: Matrix) -> Drawn:
+    """The matrix to print on a terminal: each cell the mean, its interval, and how trials ended where not completed."""
+    return Drawn(matrix)
+
+
+def _table(wording: Wording, columns: dict[tuple[str, ...], int], labels: int) -> Table:
+    """Some columns of the matrix with their widths, beside labels of this width."""
+    matrix = wording.matrix
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column(Text(matrix.row_parameter), overflow="fold", width=labels)
+    for column, width in columns.items():
+        table.add_column(Text("\n".join(column) or matrix.metric), overflow="fold", width=width)
     for row in matrix.rows:
-        cells = [matrix.cells.get((row, column)) for column in columns]
-        table.add_row(Text(row), *map(_text, cells))
-    return Group(table, Text(_caption(matrix)))
+        table.add_row(Text(row), *(_text(wording, matrix.cells.get((row, column))) for column in columns))
+    return table
 
 
-def _left_out(matrix: Matrix, column: tuple[str, ...]) -> bool:
-    """Whether every cell of a column was excluded: it is named below the table instead."""
-    cells = [matrix.cells.get((row, column)) for row in matrix.rows]
-    return all(cell is None or cell.excluded is not None for cell in cells)
+def _parts(wording: Wording, room: int) -> Iterator[dict[tuple[str, ...], int]]:
+    """The columns with their widths, in parts that fit into so many characters; at least one in each."""
+    part: dict[tuple[str, ...], int] = {}
+    matrix = wording.matrix
+    for column in wording.columns:
+        lines = (line for row in matrix.rows for line in wording.lines(matrix.cells.get((row, column))))
+        heading = min(_widest(column or (matrix.metric,)), _HEADING)
+        width = min(max(_widest(lines), heading), room - _GAP)
+        if part and sum(part.values()) + width + _GAP * (len(part) + 1) > room:
+            yield part
+            part = {}
+        part[column] = width
+    yield part
 
 
-def _text(cell: Cell | None) -> Text:
-    if cell is None:
-        return Text("")
-    if cell.excluded is not None:
-        return Text("excluded", style="dim")
-    text = Text("\n").join(Text(_mark(cell, end)) for end in cell.ended if end != "completed" or cell.mean is None)
-    if cell.mean is None:
-        return text
-    number = _number(cell.mean) + ("" if cell.interval is None else f" ±{_number(cell.interval)}")
-    number += "*" if cell.best else "~" if cell.indistinct else ""
-    value = Text(number, style="bold" if cell.best else "")
-    return Text("\n").join([value, text]) if text else value
+def _widest(lines: Iterable[str]) -> int:
+    return max((Text(line).cell_len for line in lines), default=0)
 
 
-def _mark(cell: Cell, end: str) -> str:
-    """How trials ended, such as ``asha @120``, with how many where it was not all."""
-    count = "" if cell.ended[end] == cell.replicates else f"{cell.ended[end]} "
-    step = f" @{cell.ended_at[end]}" if end in cell.ended_at else ""
-    return f"{count}{_SHORT.get(end, end)}{step}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value == 0 or 0.0005 <= abs(value) < 1000 else f"{value:.2g}"
-
-
-def _caption(matrix: Matrix) -> str:
-    aim = "highest" if matrix.goal == "maximize" else "lowest"
-    lines = [
-        f"{matrix.metric}, mean over replicates, ± 95 % interval (from three on).",
-        f"* {aim}; ~ not told apart from it; @ smallest last step.",
-    ]
-    if matrix.nuisance_parameters:
-        lines.append(f"Chosen in each cell: {', '.join(matrix.nuisance_parameters)}.")
-    if left_out := [" ".join(column) for column in matrix.columns if _left_out(matrix, column)]:
-        lines.append(f"Excluded for every {matrix.row_parameter}: {', '.join(left_out)}.")
-    if matrix.fixed:
-        lines.append(f"Everywhere: {', '.join(f'{name} {value}' for name, value in matrix.fixed.items())}.")
-    return "\n".join(lines)
+def _text(wording: Wording, cell: Cell | None) -> Text:
+    style = "" if cell is None else "bold" if cell.best else "dim" if cell.excluded is not None else ""
+    number, *more = wording.lines(cell) or [""]
+    return Text("\n").join([Text(number, style=style), *map(Text, more)])

@@ -5,8 +5,8 @@ import json
 import pytest
 from report.reported_sweep import BASE, CHECK, ELEMENTS, MATRICES, REPORT, SECONDS, SPACE, STEPS, TOKENS, Reported
 
-from orchestrator.results.cells import LEAST_REPLICATES
 from orchestrator.results.consolidate import consolidate
+from orchestrator.results.intervals import LEAST_REPLICATES
 from orchestrator.results.report.answer import answer
 from orchestrator.results.report.compare import differences, shared_cells
 from orchestrator.results.report.cost import cost
@@ -45,16 +45,24 @@ def test_cells_that_do_not_overlap_are_told_apart(store: Store) -> None:
 def test_two_seeds_have_no_interval_and_the_answer_says_so(store: Store) -> None:
     said = answer(read(Reported(store, ["fp32", "E4M3"], seeds=2)))
     assert said[0] == "fp32 · manifold_adamw has the lowest val_loss: 1.975 (n = 2), at lr=0.001."
-    assert f"With 2 replicates it has no interval ({LEAST_REPLICATES} are needed)" in said[1]
+    assert f"Comparing takes {LEAST_REPLICATES} replicates" in said[1]
 
 
 def test_a_mean_of_fewer_or_shorter_runs_says_so(store: Store) -> None:
-    sweep = Reported(store, ["fp32"], seeds=2)
-    early = sweep.add_pack(3, steps=STEPS, format="E4M3")
-    sweep.train(early, [1.0, 1.0, None], [("asha", 50), ("asha", 50), ("diverged", 50)])
+    sweep = Reported(store, [])
+    for name, value, step in (("E4M3", 1.0, 50), ("E5M2", 2.0, 200)):
+        pack = sweep.add_pack(3, steps=STEPS, format=name)
+        sweep.train(pack, [value, value, None], [("asha", step), ("asha", step), ("diverged", 50)])
     assert answer(read(sweep))[0] == (
-        "E4M3 · adamw has the lowest val_loss: 1.000 (n = 2 of 3), at lr=0.001, at step 50 where others are at 200."
+        "E4M3 has the lowest val_loss: 1.000 (n = 2 of 3), at lr=0.001, at step 50 where others are at 200."
     )
+
+
+def test_the_best_is_complete_and_a_better_mean_that_is_not_is_told(store: Store) -> None:
+    sweep = Reported(store, ["fp32"], seeds=2)
+    sweep.train(sweep.add_pack(2, steps=STEPS, format="E4M3"), [1.0, 1.0], [("asha", 50), ("asha", 50)])
+    said = answer(read(sweep))[0]
+    assert said.startswith("fp32 · manifold_adamw has the lowest val_loss of the cells that are complete: 1.975")
 
 
 def test_a_sweep_under_way_says_so_first_and_one_without_a_number_says_that(store: Store) -> None:

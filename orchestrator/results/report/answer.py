@@ -2,7 +2,8 @@
 
 from collections import Counter, defaultdict
 
-from orchestrator.results.cells import LEAST_REPLICATES, Cell
+from orchestrator.results.cells import Cell
+from orchestrator.results.intervals import LEAST_REPLICATES
 from orchestrator.results.paired import sentences
 from orchestrator.results.report.run import ReportedRun
 from orchestrator.results.report.wording import DASH, listed, number, place_name, spoken
@@ -47,18 +48,21 @@ def _best(run: ReportedRun, best: Cell) -> str:
     ends = [cell.last_step for cell in run.matrix.cells.values() if cell.last_step is not None]
     if best.last_step is not None and best.last_step < max(ends):
         at += f", at step {best.last_step:,} where others are at {max(ends):,}"
+    means = [cell.mean for cell in run.matrix.cells.values() if cell.mean is not None]
+    beaten = best.mean != (max if run.matrix.goal == "maximize" else min)(means)
+    of = " of the cells that are complete" if beaten else ""
     name = place_name((best.row, best.column))
-    return f"{name} has the {aim} {run.matrix.metric}: {measured(best)}{at}."
+    return f"{name} has the {aim} {run.matrix.metric}{of}: {measured(best)}{at}."
 
 
 def _indistinct(run: ReportedRun, best: Cell) -> list[str]:
     cells = [cell for cell in run.matrix.cells.values() if cell.mean is not None and not cell.best]
     if not cells:
         return ["It is the only cell with a number."]
-    if best.interval is None:
+    if not any(cell.judged for cell in cells):
         return [
-            f"With {best.n} replicate{'s' if best.n > 1 else ''} it has no interval ({LEAST_REPLICATES} are needed): "
-            "nothing here says which cells can be told from it."
+            f"Comparing takes {LEAST_REPLICATES} replicates that both cells have, complete: nothing here says which "
+            "cells can be told from it."
         ]
     alike = [cell for cell in cells if cell.indistinct]
     if alike:
@@ -66,9 +70,9 @@ def _indistinct(run: ReportedRun, best: Cell) -> list[str]:
         said = [f"Not distinguishable from it: {near}."]
     else:
         said = ["Every cell that can be held against it is distinguishable from it, at 95 % each."]
-    if unsure := [cell for cell in cells if cell.interval is None]:
-        fewer = f"fewer than {LEAST_REPLICATES} replicates"
-        said.append(f"Nothing can be said of {len(unsure)} cell{'s' if len(unsure) > 1 else ''} with {fewer}.")
+    if unjudged := sum(not cell.judged for cell in cells):
+        why = "too few replicates that both have, some without a number, or other steps"
+        said.append(f"{unjudged} cell{'s' if unjudged > 1 else ''} cannot be held against it: {why}.")
     return said
 
 

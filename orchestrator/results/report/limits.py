@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.results.cells import LEAST_REPLICATES
+from orchestrator.results.intervals import LEAST_REPLICATES
 from orchestrator.results.queries import query
 from orchestrator.results.report.run import ReportedRun
 from orchestrator.results.report.wording import shown

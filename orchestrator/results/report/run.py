@@ -1,7 +1,6 @@
 """What a report says of one run, read once from its plan, its journal and its dataset."""
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,17 +9,16 @@ from typing import Any, NamedTuple
 from orchestrator.results.cells import Cell, Place
 from orchestrator.results.consolidate import MANIFEST_PATH
 from orchestrator.results.journal import Journal, load_plan
-from orchestrator.results.matrix import Matrix, Savings, matrix, parameter, savings
+from orchestrator.results.matrix import Matrix, Savings, matrix, savings
 from orchestrator.results.paired import Benefit, benefits
+from orchestrator.results.planned import choices, label, parameter, with_role
 from orchestrator.results.queries import query
 from orchestrator.results.regret import Regret, regret
-from orchestrator.results.report.wording import label, place_name, spoken
+from orchestrator.results.report.wording import place_name, spoken
 from orchestrator.results.store import Store
 
 #: Metrics that a report shows a matrix of, besides the plan's own; those that a run never measured are left out.
 FURTHER_METRICS = ("val_loss", "best_val_loss", "loss", "stall_ratio", "effective_rank_mean", "stable_rank_mean")
-#: Those of them of which less is better.
-LOSSES = ("val_loss", "best_val_loss", "loss")
 
 
 class Lane(NamedTuple):
@@ -132,18 +130,22 @@ def read_run(name: str, store: Store) -> ReportedRun:
 
 
 def _settings(plan: Mapping[str, Any], of: Matrix) -> list[Setting]:
-    replicates = [name for name, role in plan["roles"].items() if role == "replicate"]
-    found: dict[tuple[Place, str], list[Lane]] = defaultdict(list)
-    for pack in plan["packs"]:
-        for lane in pack["lanes"]:
-            nuisance = {name: parameter(name, pack, lane) for name in of.nuisance_parameters}
-            replicate = spoken({name: parameter(name, pack, lane) for name in replicates})
-            member = Lane(lane["key"], replicate, pack["pack"], pack["control_pack"])
-            found[_place(of, pack, lane), json.dumps(nuisance)].append(member)
-    return [
-        Setting(place, json.loads(nuisance), lanes, of.cells[place].nuisance == json.loads(nuisance))
-        for (place, nuisance), lanes in found.items()
-    ]
+    replicates = with_role(plan, "replicate")
+    planned = choices(plan, of.nuisance_parameters, lambda pack, lane: _place(of, pack, lane))
+    found = []
+    for place, in_cell in planned.items():
+        for choice in in_cell:
+            lanes = [
+                Lane(
+                    lane["key"],
+                    spoken({name: parameter(name, pack, lane) for name in replicates}),
+                    pack["pack"],
+                    pack["control_pack"],
+                )
+                for pack, lane in choice.lanes
+            ]
+            found.append(Setting(place, choice.nuisance, lanes, of.cells[place].nuisance == choice.nuisance))
+    return found
 
 
 def _place(of: Matrix, pack: Mapping[str, Any], lane: Mapping[str, Any]) -> Place:

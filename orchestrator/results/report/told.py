@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from orchestrator.results.matrix import LOSSES
 from orchestrator.results.report.answer import answer
 from orchestrator.results.report.cost import Cost, cost
 from orchestrator.results.report.curves import DISCRETE, LEARNING, Line, curves
@@ -10,7 +11,7 @@ from orchestrator.results.report.heat import Heat, heat
 from orchestrator.results.report.limits import limits
 from orchestrator.results.report.ranks import Health, ranks
 from orchestrator.results.report.repeat import Repeat, repeat
-from orchestrator.results.report.run import LOSSES, ReportedRun
+from orchestrator.results.report.run import ReportedRun
 
 
 @dataclass(frozen=True)

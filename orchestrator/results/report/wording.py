@@ -1,10 +1,10 @@
 """How numbers and names are said in a report."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.results.cells import Place
+from orchestrator.results.planned import label
 
 #: What stands where there is no number.
 DASH = "\u2013"
@@ -40,11 +40,6 @@ def listed(names: Iterable[str]) -> str:
     every = list(names)
     shown = ", ".join(every[:NAMED])
     return f"{shown} and {len(every) - NAMED} more" if len(every) > NAMED else shown
-
-
-def label(value: Any) -> str:
-    """A parameter's value as text, JSON where it is none."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def spoken(values: Mapping[str, Any]) -> str:
