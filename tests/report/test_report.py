@@ -108,6 +108,16 @@ def test_two_hundred_trials_fit_in_five_megabytes(store: Store) -> None:
     assert len(report([store]).html) < 5_000_000
 
 
+def test_a_chart_is_the_same_whenever_it_is_drawn_and_shares_no_identifier_with_another() -> None:
+    spec = charts.curve_spec(["E4M3"])
+    rows = [{"format": "E4M3", "step": step, "mean": 1.0, "lowest": 0.9, "highest": 1.1} for step in (1, 2)]
+    first, again, other = (charts.drawn(spec, rows, name) for name in ("a", "a", "b"))
+    assert first == again
+    names = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (first, other)]
+    assert names[0]
+    assert names[0].isdisjoint(names[1])
+
+
 # --- the card
 
 
