@@ -133,10 +133,8 @@ def conclude(store: Store) -> int:
         out.print(f"Stopping saved {saved.saved:,} of {saved.planned:,} steps ({share:.0%}): {by}.")
     show_sentences(regret(store).sentences())
     out.print("\nNext:")
-    out.print(f"  {command('matrix', store)} --metric stall_ratio", highlight=False, soft_wrap=True)
-    sql = "SELECT format, matrix, avg(stall_ratio) FROM layers GROUP BY ALL ORDER BY 3 DESC LIMIT 10"
-    out.print(f'  {command("query", store)} "{sql}"', highlight=False, soft_wrap=True)
-    out.print(f"  {command('status', store)}", highlight=False, soft_wrap=True)
+    for line in (command("report", store), f"{command('query', store)} @stalls", command("status", store)):
+        out.print(f"  {line}", highlight=False, soft_wrap=True)
     say_damaged(report)
     if report.damaged:
         say(f"train again what is lost with: {command('resume', store)}")

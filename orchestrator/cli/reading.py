@@ -1,12 +1,13 @@
 """Verbs that read results: no Ray, no torch, no GPU."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from orchestrator.cli.app import Json, Run, UsageError, app, opened
-from orchestrator.terminal import INTEGRITY, OK, out, say_damaged, show_sentences
+from orchestrator.terminal import INTEGRITY, OK, err, out, say_damaged, show_sentences
 
 Columns = Annotated[tuple[str, ...], Parameter("--cols", consume_multiple=True, negative="")]
 
@@ -83,4 +84,45 @@ def matrix(
     else:
         out.print(render(built))
         show_sentences(["", *said] if said else [])
+    return OK
+
+
+@app.command
+def report(*runs: Run, out: Path | None = None) -> int:
+    """Write a run's report: one HTML file that needs nothing else, and a Markdown card; of several, side by side.
+
+    Example: altgrad report runs/quickstart
+
+    Parameters
+    ----------
+    out
+        The HTML file, the card goes beside it; report.html and report.md in the run's own folder by default.
+    """
+    from orchestrator.results.consolidate import consolidate as gather
+    from orchestrator.results.report.writing import HTML_PATH, MARKDOWN_PATH
+    from orchestrator.results.report.writing import report as write
+    from orchestrator.results.store import Store
+
+    if not runs:
+        raise UsageError("no run named; for example: altgrad report runs/quickstart")
+    if out is None and len(runs) > 1:
+        raise UsageError(
+            "a report of several runs belongs to none of them: say where it goes, such as --out report.html"
+        )
+    if out is not None and (out.suffix != ".html" or not out.parent.is_dir()):
+        raise UsageError(f"--out {out}: it names an .html file in a folder that exists")
+    stores = [opened(run) for run in runs]
+    with err.status("reading and drawing"):
+        for store in stores:
+            say_damaged(gather(store))
+        try:
+            made = write(stores)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    folder, html, markdown = stores[0], HTML_PATH, MARKDOWN_PATH
+    if out is not None:
+        folder, html, markdown = Store.open(out.parent), out.name, out.with_suffix(".md").name
+    for name, text in ((html, made.html), (markdown, made.markdown)):
+        folder.write_bytes(name, text.encode())
+        print(f"{folder.uri}/{name}")
     return OK

@@ -45,9 +45,9 @@ class Wording:
         ends = [_end(cell, end) for end in cell.ended if end != "completed" or cell.mean is None]
         if cell.mean is None:
             return [DASH, *ends]
-        interval = "" if cell.interval is None else f" ±{_number(cell.interval)}"
+        interval = "" if cell.interval is None else f" ±{number(cell.interval)}"
         few = [] if cell.n == self._usual_n else [f"n = {cell.n}"]
-        return [f"{_number(cell.mean)}{interval}{self.mark(cell)}", *few, *ends]
+        return [f"{number(cell.mean)}{interval}{self.mark(cell)}", *few, *ends]
 
     def mark(self, cell: Cell) -> str:
         """``*`` the best, ``~`` not distinguishable from it, ``?`` not to be held against it, where others can be."""
@@ -112,5 +112,6 @@ def _end(cell: Cell, end: str) -> str:
     return f"{count}{_SHORT.get(end, end)}{step}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A measurement to as many digits as a reader needs."""
     return f"{value:.3f}" if value == 0 or 0.0005 <= abs(value) < 1000 else f"{value:.2g}"
