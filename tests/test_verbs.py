@@ -55,7 +55,15 @@ GOOD = {
 #: Verbs whose good use takes a sweep, or a look at the whole machine, and where it is tested.
 ELSEWHERE = {"sweep": "test_sweep.py", "resume": "test_sweep.py", "doctor": "test_doctor.py"}
 #: Verbs that read a run, with what else they need.
-OF_A_RUN = {"status": [], "stop": [], "resume": [], "consolidate": [], "matrix": [], "report": [], "query": ["SELECT 1"]}
+OF_A_RUN = {
+    "status": [],
+    "stop": [],
+    "resume": [],
+    "consolidate": [],
+    "matrix": [],
+    "report": [],
+    "query": ["SELECT 1"],
+}
 #: Arguments with which each of the others is complete.
 COMPLETE = {verb: use.arguments for verb, use in GOOD.items()} | {"sweep": ["space.yaml"], "doctor": []}
 

@@ -194,7 +194,7 @@ def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths of the files that are read from end to end."""
     seen: list[str] = []
     whole = Store.read_bytes
-    monkeypatch.setattr(Store, "read_bytes", lambda store, path: seen.append(path) or whole(store, path))
+    monkeypatch.setattr(Store, "read_bytes", lambda store, path, *more: seen.append(path) or whole(store, path, *more))
     return seen
 
 
