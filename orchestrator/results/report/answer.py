@@ -21,10 +21,11 @@ def answer(run: ReportedRun) -> list[str]:
     best = run.best
     if best is None:
         return [*said, f"No trial has a {run.matrix.metric} yet: there is no answer."]
-    said.append(_best(run, best))
-    said.extend(_indistinct(run, best))
-    said.extend(_control(run, best))
-    said.extend(_gains(run))
+    gains = _gains(run)
+    best_cell = [_best(run, best), *_indistinct(run, best), *_control(run, best)]
+    # What an optimizer gains is the question; but that it cannot be said is no answer to begin with.
+    is_judged = any(benefit.verdict != "unsure" for benefit in run.benefits)
+    said += [*gains, *best_cell] if is_judged else [*best_cell, *gains]
     return [*said, *_faults(run)]
 
 
