@@ -70,8 +70,8 @@ def discard(stream: TextIO) -> None:
 def show_rows(rows: "pa.Table", most: int = 1000) -> None:
     """Print a table of values, as wide as they are; of very many rows the first ones."""
     table = Table(*rows.column_names)
-    for row in rows.slice(0, most).to_pylist():
-        table.add_row(*map(_shown, row.values()))
+    for row in zip(*(column.to_pylist() for column in rows.slice(0, most).columns), strict=True):
+        table.add_row(*map(_shown, row))
     # A pager or the terminal may wrap it, but no value is left out.
     width = out.measure(table, options=out.options.update(width=_WIDEST)).maximum
     _Output(markup=False, emoji=False, width=width).print(table)

@@ -2,10 +2,11 @@
 
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from sweeps import SMOKE, altgrad, interrupt, query, records
+from sweeps import ROOT, SMOKE, altgrad, interrupt, query, records
 
 from orchestrator.preflight import disk
 from orchestrator.results.store import Store
@@ -48,6 +49,16 @@ def test_the_control_is_placed_first_and_every_trial_ends_exactly_once(undisturb
     assert any(pack.startswith("p000-") for pack in started[:2]), "as many packs start at once as there are cores"
     ended = [record["key"] for record in records(run) if record["event"] == "lane_ended"]
     assert len(ended) == len(set(ended)) == 6
+
+
+def test_what_it_ran_on_and_with_is_recorded(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    (started,) = [record for record in records(run) if record["event"] == "sweep_started"]
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    assert started["versions"].get("commit", "") == commit
+    (settled,) = [record for record in records(run) if record["event"] == "resources_settled"]
+    assert (settled["cpu"], settled["gpu"], settled["device"]) == (1.0, 0, "CPU")
 
 
 def test_without_a_key_wandb_writes_offline_into_the_runs_folder(undisturbed: tuple[Path, str]) -> None:

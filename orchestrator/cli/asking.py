@@ -42,7 +42,10 @@ def query(
         return OK
     from orchestrator.results import export, local
 
-    data = export.encode(rows, form)
+    try:
+        data = export.encode(rows, form)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if file is not None:
         local.write(file, data)
     else:
@@ -78,7 +81,7 @@ def _named() -> "pa.Table":
 
 
 def _answer(runs: Sequence[str], question: str, timeout: float, memory: str | None) -> "pa.Table":
-    from orchestrator.results.consolidate import consolidate
+    from orchestrator.results.consolidate import consolidate, mended
     from orchestrator.results.named import ask, find
     from orchestrator.results.queries import check_limits
     from orchestrator.results.runs import is_run, run_names
@@ -96,4 +99,5 @@ def _answer(runs: Sequence[str], question: str, timeout: float, memory: str | No
         raise UsageError(str(error)) from error
     for store in stores:
         say_damaged(consolidate(store))
-    return ask(stores if len(stores) > 1 else stores[0], question, timeout, memory)
+    asked = stores if len(stores) > 1 else stores[0]
+    return mended(stores, lambda: ask(asked, question, timeout, memory))

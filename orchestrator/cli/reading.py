@@ -13,14 +13,19 @@ Columns = Annotated[tuple[str, ...], Parameter("--cols", consume_multiple=True, 
 
 
 @app.command
-def consolidate(run: Run, /, *, as_json: Json = False) -> int:
+def consolidate(run: Run, /, *, verify: bool = False, as_json: Json = False) -> int:
     """Gather a run's chunks into its dataset; again and again, also while it runs.
 
     Example: altgrad consolidate runs/quickstart
+
+    Parameters
+    ----------
+    verify
+        Read every file of the dataset through, and build those that are damaged again.
     """
     from orchestrator.results.consolidate import consolidate as gather
 
-    report = gather(opened(run))
+    report = gather(opened(run), verify)
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
@@ -60,6 +65,8 @@ def matrix(
         Print a row a cell with all that is known of it.
     """
     from orchestrator.results.consolidate import consolidate as gather
+    from orchestrator.results.consolidate import mended
+    from orchestrator.results.errors import DamagedError
     from orchestrator.results.matrix import matrix as build
     from orchestrator.results.matrix_text import to_csv, to_markdown
     from orchestrator.results.paired import benefits, sentences
@@ -70,7 +77,9 @@ def matrix(
     store = opened(run)
     say_damaged(gather(store))
     try:
-        built = build(store, rows, columns, metric)
+        built = mended([store], lambda: build(store, rows, columns, metric))
+    except DamagedError:
+        raise
     except ValueError as error:
         raise UsageError(str(error)) from error
     found = benefits(built)

@@ -81,6 +81,11 @@ class Cell:
     against_best: Comparison | None = None
 
     @property
+    def lacks(self) -> tuple[bool, bool, bool]:
+        """Whether a replicate of the setting chosen diverged, is missing, was stopped early."""
+        return self.undefined > 0, self.n + self.undefined < self.replicates, bool(self.stopped_at)
+
+    @property
     def judged(self) -> bool:
         """Whether it could be held against the best: what is not is neither told from it nor not."""
         return self.best or (self.against_best is not None and self.against_best.excludes_zero is not None)
@@ -121,6 +126,15 @@ class Setting(NamedTuple):
     trials: list[Trial]
 
     @property
+    def lacks(self) -> tuple[bool, bool, bool]:
+        """Whether a replicate diverged, is missing, was stopped early."""
+        return (
+            any(trial.undefined for trial in self.trials),
+            any(not trial.counts and not trial.undefined for trial in self.trials),
+            any(trial.counts and trial.stopped_at is not None for trial in self.trials),
+        )
+
+    @property
     def values(self) -> list[float]:
         """The numbers that enter the mean."""
         return [trial.value for trial in self.trials if trial.counts and trial.value is not None]
@@ -129,12 +143,12 @@ class Setting(NamedTuple):
 def best_setting(settings: Iterable[Setting], goal: str) -> Setting | None:
     """The setting that stands for a cell; None where none has a number.
 
-    Settings in which every replicate is defined come before settings in which one diverged: the mean of the survivors
-    alone is no estimate.
+    Whole settings come before those in which a replicate diverged (the mean of the survivors alone is no estimate),
+    is missing, or was stopped early, in this order.
     """
     sign = -1.0 if goal == "maximize" else 1.0
     able = [setting for setting in settings if setting.values]
-    return min(able, key=lambda s: (any(t.undefined for t in s.trials), sign * fmean(s.values)), default=None)
+    return min(able, key=lambda setting: (*setting.lacks, sign * fmean(setting.values)), default=None)
 
 
 def build_cell(place: Place, settings: Sequence[Setting], chosen: Setting | None, control: bool) -> Cell:
@@ -202,7 +216,7 @@ def mark_best(cells: dict[Place, Cell], goal: str) -> dict[Place, Cell]:
     able = {place: sign * cell.mean for place, cell in cells.items() if cell.mean is not None}
     if not able:
         return cells
-    best = min(able, key=lambda place: (cells[place].undefined > 0, bool(cells[place].stopped_at), able[place]))
+    best = min(able, key=lambda place: (*cells[place].lacks, able[place]))
     marked = {**cells, best: replace(cells[best], best=True)}
     for place in able:
         if place != best:

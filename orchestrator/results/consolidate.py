@@ -8,10 +8,10 @@ while the sweep runs, and as often as one likes.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ from orchestrator.results.sources import Source, Sources
 from orchestrator.results.store import Chunk, Store, parse_chunk
 from orchestrator.results.trials import SUMMARISED, summaries, trials_table
 from orchestrator.results.versions import SCHEMA_VERSION, VERSION_KEY
+
+T = TypeVar("T")
 
 TRIALS_PATH = "dataset/trials/trials.parquet"
 MANIFEST_PATH = "dataset/manifest.json"
@@ -69,21 +71,25 @@ class ConsolidateReport:
         return sorted({chunk.path.split("/")[1] for chunk in self.damaged})
 
 
-def consolidate(store: Store) -> ConsolidateReport:
+def consolidate(store: Store, verify: bool = False) -> ConsolidateReport:
     """Bring the dataset of a sweep's folder up to date with its chunks, plan and journal.
 
     Of rows with the same identity the highest attempt's is kept, within an attempt the later chunk's. A damaged chunk
     is reported and left out, and looked at again the next time. A pack whose chunks are all gone keeps its rows.
 
+    Args:
+        store: the sweep's folder.
+        verify: read every file of the dataset through, also one that nobody touched, and build the damaged ones again.
+
     Raises:
         FileNotFoundError: the folder has no plan.
-        DamagedError: a dataset file of steps is damaged, and its chunks are gone.
+        DamagedError: a dataset file is damaged, and its chunks are gone.
         NewerError: a later version of the program wrote chunks or dataset.
     """
     plan, journal = load_plan(store), Journal(store)
     state = SweepState.from_records(plan, journal.read())
     report = ConsolidateReport(journal_lines_skipped=journal.skipped)
-    work = _Consolidation(store, report)
+    work = _Consolidation(store, report, verify)
     found: dict[tuple[str, str], dict[Chunk, int]] = defaultdict(dict)
     for path, size in store.sizes("packs").items():
         if chunk := parse_chunk(path):
@@ -99,7 +105,7 @@ def consolidate(store: Store) -> ConsolidateReport:
         packs = {pack for name, pack in found if name == table} | (set(ends) if table == "events" else set())
         present = {pack for _, pack in found}
         for pack in sorted(packs):
-            if pack not in present and store.exists(_dataset_path(table, pack)):
+            if pack not in present and work.is_of_chunks(_dataset_path(table, pack)):
                 continue
             work.update(table, pack, found.get((table, pack), {}), ends[pack] if table == "events" else [])
     work.write_if_changed(TRIALS_PATH, encode_table(trials_table(plan, state, work.lanes())))
@@ -107,14 +113,38 @@ def consolidate(store: Store) -> ConsolidateReport:
     return report
 
 
+def mended(stores: Iterable[Store], read: Callable[[], T]) -> T:
+    """What ``read`` returns; where a dataset file turns out to be damaged, it is built again from its chunks first.
+
+    Raises:
+        DamagedError: it cannot be.
+    """
+    try:
+        return read()
+    except DamagedError:
+        for store in stores:
+            consolidate(store, verify=True)
+    return read()
+
+
 class _Consolidation:
     """One run of `consolidate`: the store, and the report that grows."""
 
-    def __init__(self, store: Store, report: ConsolidateReport) -> None:
+    def __init__(self, store: Store, report: ConsolidateReport, verify: bool) -> None:
         self._store, self._report = store, report
         self._there = store.facts("dataset")
-        self._before = self._read_manifest()
+        self._before = {} if verify else self._read_manifest()
         self._made: dict[str, _Made] = {}
+
+    def is_of_chunks(self, path: str) -> bool:
+        """Whether there is a file that holds rows of chunks, or may."""
+        if not self._store.exists(path):
+            return False
+        try:
+            sources = self._look(path).sources
+        except DamagedError:
+            return True
+        return sources is None or bool(sources.chunks)
 
     def update(self, table: str, pack: str, listed: dict[Chunk, int], end_rows: list[dict[str, Any]]) -> None:
         """Build one dataset file, unless the one there was made from the same."""

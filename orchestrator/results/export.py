@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -26,12 +27,22 @@ SUFFIXES: dict[str, str] = {
 }
 #: Rows that become Python objects at once.
 _AT_ONCE = 10_000
+#: Formats in which a value is found by the name of its column.
+_BY_NAME = frozenset({"json", "parquet", "arrow"})
 #: Formats that are no text.
 BINARY: tuple[str, ...] = ("parquet", "arrow")
 
 
 def encode(rows: pa.Table, format: str) -> bytes:
-    """A table in one of `FORMATS`. Undefined is null, an empty field in CSV, a dash in Markdown; never a number."""
+    """A table in one of `FORMATS`. Undefined is null, an empty field in CSV, a dash in Markdown; never a number.
+
+    Raises:
+        ValueError: two columns share a name, and the format finds values by it.
+    """
+    twice = [name for name, n in Counter(rows.column_names).items() if n > 1]
+    if twice and format in _BY_NAME:
+        names = ", ".join(twice)
+        raise ValueError(f"{format} tells columns by their names, and several are called {names}: name them with AS")
     return FORMATS[format](rows)
 
 
@@ -71,7 +82,8 @@ def _json(rows: pa.Table) -> bytes:
 
 
 def _markdown(rows: pa.Table) -> bytes:
-    lines = [[_cell(value) for value in row.values()] for row in rows.to_pylist()]
+    columns = [[_cell(value) for value in column.to_pylist()] for column in rows.columns]
+    lines = [[*row] for row in zip(*columns, strict=True)]
     return table([escape(name) for name in rows.column_names], lines).encode() + b"\n"
 
 

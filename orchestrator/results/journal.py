@@ -22,6 +22,7 @@ PLAN_VERSION = 1
 #: What a record may be about; its key ``event``.
 RECORD_KINDS: tuple[str, ...] = (
     "sweep_started",
+    "resources_settled",
     "plan_changed",
     "pack_started",
     "reported",

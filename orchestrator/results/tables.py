@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from orchestrator.results.consolidate import consolidate
+from orchestrator.results.consolidate import consolidate, mended
 from orchestrator.results.runs import find_run
 from orchestrator.results.schema import SCHEMAS
 from orchestrator.results.sources import Source
@@ -17,8 +17,10 @@ from orchestrator.results.store import Store
 class Tables:
     """The tables of a sweep; each is read when it is first asked for, and then kept."""
 
-    def __init__(self, store: Store, damaged: Iterable[Source] = ()) -> None:
+    def __init__(self, store: Store, damaged: Iterable[Source] = (), refresh: bool = False) -> None:
+        """``refresh``: build a file again from its chunks where it turns out to be damaged."""
         self.store = store
+        self._refresh = refresh
         #: Damaged chunks whose rows are missing.
         self.damaged = tuple(damaged)
 
@@ -46,6 +48,9 @@ class Tables:
         return self._read("events")
 
     def _read(self, table: str) -> pa.Table:
+        return mended([self.store], lambda: self._read_files(table)) if self._refresh else self._read_files(table)
+
+    def _read_files(self, table: str) -> pa.Table:
         schema = SCHEMAS[table]
         paths = [path for path in self.store.list(f"dataset/{table}") if path.endswith(".parquet")]
         with ThreadPoolExecutor() as pool:
@@ -68,4 +73,4 @@ def load(run: str | Path, *, refresh: bool = True) -> Tables:
         NewerError: a later version of the program wrote it.
     """
     store = find_run(str(run))
-    return Tables(store, consolidate(store).damaged if refresh else ())
+    return Tables(store, consolidate(store).damaged if refresh else (), refresh)

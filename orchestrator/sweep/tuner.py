@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
 from ray import tune
 
-import altgrad
 from orchestrator.plan import Plan
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
@@ -27,6 +24,7 @@ from orchestrator.space import Resources
 from orchestrator.sweep.departure import Departure
 from orchestrator.sweep.observer import SweepObserver
 from orchestrator.sweep.progress import Progress
+from orchestrator.sweep.provenance import settled_resources, versions
 from orchestrator.sweep.retention import Retention, delete_checkpoints
 from orchestrator.sweep.rungs import refilled
 from orchestrator.sweep.schedulers import SCHEDULERS
@@ -86,12 +84,13 @@ def run_sweep(
     observer = SweepObserver(state, journal, progress, *limits, again=set(names) - set(state.unfinished))
     departure = Departure(store, caught, observer, progress)
     with room_on_disk(store, observer):
-        journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": _versions()})
+        journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": versions()})
         delete_checkpoints(store, set(state.attempts) - set(names))
         progress.say("starting Ray")
         with ray_here(address, caught):
             progress.say("placing the first trials")
             resources = room_for(packs, plan.spec.resources, plan.corpus["vocabulary"], address)
+            journal.append({"event": "resources_settled", **settled_resources(resources)})
             asha = refilled(plan, records)
             tuner = _tuner(plan, store, names, asha, observer, departure, wandb, resources)
             with departure.answered():
@@ -169,12 +168,3 @@ def _wandb_folder(store: Store, name: str) -> Path:
 
 def _where() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "altgrad": altgrad.__version__,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-    }

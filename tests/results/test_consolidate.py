@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from synthetic_sweep import Sweep
 
-from orchestrator.results.consolidate import consolidate
+from orchestrator.results.consolidate import consolidate, mended
+from orchestrator.results.errors import DamagedError
 from orchestrator.results.parquet import encode_table
 from orchestrator.results.schema import SCHEMAS
 from orchestrator.results.store import ChunkWriter, Store
@@ -248,6 +249,50 @@ def test_a_file_that_tells_of_its_sources_in_other_words_is_built_again(
         consolidate(sweep.store)
     assert STEPS_0 in consolidate(sweep.store).written
     assert consolidate(sweep.store).written == []
+
+
+def test_to_verify_is_to_read_also_what_nobody_touched_and_to_build_again_what_is_damaged(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    consolidate(sweep.store)
+    good = sweep.store.read_bytes(STEPS_0)
+    _rot(sweep.store, STEPS_0)
+    assert consolidate(sweep.store).written == []
+    assert STEPS_0 in consolidate(sweep.store, verify=True).written
+    assert sweep.store.read_bytes(STEPS_0) == good
+    assert consolidate(sweep.store, verify=True).written == []
+
+
+def test_a_read_that_meets_damage_is_mended_once(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(), [2.0])
+    consolidate(sweep.store)
+    _rot(sweep.store, STEPS_0)
+    assert mended([sweep.store], lambda: rows(sweep.store, "steps"))[-1] == ("k0000", 400, 1.0)
+    _rot(sweep.store, STEPS_0)
+    sweep.store.delete("packs")
+    with pytest.raises(DamagedError, match=STEPS_0):
+        mended([sweep.store], lambda: rows(sweep.store, "steps"))
+
+
+def _rot(store: Store, path: str) -> None:
+    """Alter a byte of a page, and nothing that a listing shows."""
+    file = Path(store.uri, path)
+    data, facts = bytearray(file.read_bytes()), file.stat()
+    data[data.index(b"(\xb5\x2f\xfd") + 12] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_events_of_a_pack_that_never_trained_are_those_of_the_journal(sweep: Sweep) -> None:
+    pack = sweep.add_pack(lanes=2)
+    sweep.end(pack, "k0000", "failed", 0, message="the first time")
+    consolidate(sweep.store)
+    sweep.end(pack, "k0000", "failed", 0, message="the second time")
+    sweep.end(pack, "k0001", "failed", 0, message="that too")
+    consolidate(sweep.store)
+    assert rows(sweep.store, "events", columns=("key", "message")) == [
+        ("k0000", "the second time"),
+        ("k0001", "that too"),
+    ]
 
 
 @pytest.mark.parametrize("content", [b"{half", b"[]", b'{"files": {"dataset/steps/p000.parquet": 3}}', None])

@@ -62,7 +62,7 @@ def test_a_line_that_is_still_being_written_is_read_once_it_is_whole(local_store
 
 @pytest.mark.parametrize("record", [{}, {"event": "pack_strated"}])
 def test_an_unknown_record_is_refused(local_store: Store, record: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="known: sweep_started, plan_changed, pack_started"):
+    with pytest.raises(ValueError, match="known: sweep_started, resources_settled, plan_changed"):
         Journal(local_store).append(record)
     assert local_store.list() == []
 

@@ -82,8 +82,20 @@ def test_undefined_is_never_a_number_and_the_cell_says_how_trials_ended(
     assert (cell.interval is not None) == (n == 3), "what the survivors alone say is no estimate"
 
 
-def setting(name: str, *values: float | None) -> Setting:
-    return Setting({"lr": name}, [Trial("completed" if v is not None else "diverged", 1, v) for v in values])
+def setting(name: str, *values: float | str | None) -> Setting:
+    """Replicates by value: None where it diverged, ``missing`` where it failed, a text where it was stopped at that."""
+    return Setting({"lr": name}, [replicate(value) for value in values])
+
+
+def replicate(value: float | str | None) -> Trial:
+    match value:
+        case None:
+            return Trial("diverged", 1, None)
+        case "missing":
+            return Trial("failed", 1, None)
+        case str():
+            return Trial("asha", 1, float(value))
+    return Trial("completed", 1, value)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +105,10 @@ def setting(name: str, *values: float | None) -> Setting:
         ([setting("a", 3.0, 3.0), setting("b", 1.0, 4.0)], "maximize", "a"),
         ([setting("a", 3.0, 3.0), setting("b", 1.0, None)], "minimize", "a"),
         ([setting("a", None, None), setting("b", 1.0, None)], "minimize", "b"),
+        ([setting("a", 3.0, 3.0), setting("b", 1.0, "missing")], "minimize", "a"),
+        ([setting("a", 3.0, 3.0), setting("b", "1.0", "1.0")], "minimize", "a"),
+        ([setting("a", 3.0, "missing"), setting("b", 1.0, None)], "minimize", "a"),
+        ([setting("a", 3.0, "2.0"), setting("b", 1.0, "missing")], "minimize", "a"),
         ([setting("a", None, None)], "minimize", None),
         ([], "minimize", None),
     ],
@@ -159,6 +175,13 @@ def test_what_diverged_or_was_stopped_is_not_the_best_and_not_held_against_it(sw
     assert "* lowest of what is complete; " in "\n".join(Wording(made(sweep)).caption())
     whys = [cell.against_best and cell.against_best.why for cell in made(sweep).cells.values()]
     assert whys == [None, "steps", "undefined", None]
+
+
+def test_one_lucky_survivor_of_failures_is_not_the_best(sweep: Sweep) -> None:
+    sweep.train(sweep.add_pack(lanes=3, format="E2M5"), [2.0, 2.1, 2.2])
+    sweep.train(sweep.add_pack(lanes=3, format="E4M3"), [1.0, 1.1, 1.2], [("completed", 400)] + [("failed", 9)] * 2)
+    sweep.train(sweep.add_pack(lanes=3, format="E5M2"), [2.1, 2.2, 2.0])
+    assert marks(sweep) == {"E2M5": "*", "E4M3": "?", "E5M2": "~"}
 
 
 def test_cells_that_agree_to_the_last_bit_are_both_the_best(sweep: Sweep) -> None:

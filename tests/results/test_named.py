@@ -112,6 +112,7 @@ def best(f: Frames) -> pd.DataFrame:
     groups = f["trials"][f["trials"].status != "failed"].groupby(["run", "cell", "lr"])
     found = pd.DataFrame(
         {
+            "one_trial": groups.key.min(),
             "n": groups.val_loss.count(),
             "diverged": groups.reason.apply(lambda reasons: (reasons == "diverged").sum()),
             "val_loss": groups.val_loss.apply(lambda x: x.astype(float).mean()),

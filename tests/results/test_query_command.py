@@ -235,6 +235,30 @@ def test_binary_formats_are_nothing_for_a_terminal(
     assert f"{format} is nothing for a terminal: name a file with --out" in said.err
 
 
+TWINS = "SELECT a.seed, b.seed, 1 AS x, 2 AS x FROM trials a JOIN trials b USING (cell)"
+
+
+@pytest.mark.parametrize(
+    ("format", "line"), [("table", "│ 0    │ 0    │ 1 │ 2 │"), ("csv", "0,0,1,2"), ("markdown", "| 0 | 0 | 1 | 2 |")]
+)
+def test_columns_of_one_name_keep_their_own_values(
+    altgrad: Callable[..., Said], run: Path, format: str, line: str
+) -> None:
+    said = altgrad("query", run, TWINS, "--format", format)
+    assert (said.code, said.err) == (OK, "")
+    assert line in said.out.decode().splitlines()
+
+
+@pytest.mark.parametrize("format", ["json", "parquet", "arrow"])
+def test_columns_of_one_name_are_refused_where_values_are_found_by_it(
+    altgrad: Callable[..., Said], run: Path, format: str
+) -> None:
+    said = altgrad("query", run, TWINS, "--out", f"answer.{format}")
+    assert (said.code, said.out) == (USAGE, b"")
+    assert "several are called seed, x: name them with AS" in said.err
+    assert not Path(f"answer.{format}").exists()
+
+
 def test_a_damaged_chunk_is_named_and_what_is_left_is_shown(altgrad: Callable[..., Said], run: Path) -> None:
     ChunkWriter(Store.open(run), "p000", 1).append("steps", {"key": ["k0000"], "step": [401]})
     (run / "packs/p000/attempt-1/steps-000000.parquet").write_bytes(b"not a table")
@@ -244,17 +268,19 @@ def test_a_damaged_chunk_is_named_and_what_is_left_is_shown(altgrad: Callable[..
     assert altgrad("consolidate", run).code == INTEGRITY
 
 
-def test_altered_bytes_of_the_dataset_are_an_error(altgrad: Callable[..., Said], run: Path) -> None:
+def test_altered_bytes_of_the_dataset_are_made_again_or_an_error(altgrad: Callable[..., Said], run: Path) -> None:
     load(run)
-    path = run / "dataset/steps/p000.parquet"
-    data, facts = bytearray(path.read_bytes()), path.stat()
-    data[data.index(b"(\xb5\x2f\xfd") + 12] ^= 1
-    path.write_bytes(bytes(data))
-    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    said = altgrad("query", run, "SELECT count(DISTINCT key) FROM steps")
-    assert (said.code, said.out) == (INTEGRITY, b"")
-    assert "dataset/steps/p000.parquet" in said.err
-    assert "delete this file" in said.err
+    for is_there in (True, False):
+        path = run / "dataset/steps/p000.parquet"
+        data, facts = bytearray(path.read_bytes()), path.stat()
+        data[data.index(b"(\xb5\x2f\xfd") + 12] ^= 1
+        path.write_bytes(bytes(data))
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        if not is_there:
+            Store.open(run).delete("packs")
+        asked = ("query", run, "SELECT count(DISTINCT key) AS n FROM steps", "--format", "csv")
+        assert altgrad(*asked)[:2] == ((OK, b"n\n1\n") if is_there else (INTEGRITY, b""))
+    assert "dataset/steps/p000.parquet" in altgrad(*asked).err
 
 
 def test_results_of_a_later_version_are_refused(altgrad: Callable[..., Said], run: Path) -> None:

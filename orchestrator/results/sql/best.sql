@@ -1,6 +1,6 @@
--- The best settings: last validation loss, mean over replicates; settings with a diverged replicate come last.
+-- The best settings: last validation loss, mean over seeds; settings with a diverged seed come last.
 SELECT
-    run, cell, lr,
+    run, cell, any_value(lr) AS lr, min(key) AS one_trial,
     count(val_loss) AS n,
     count(*) FILTER (reason = 'diverged') AS diverged,
     avg(val_loss) AS val_loss,
@@ -10,6 +10,6 @@ SELECT
     min(step) AS step
 FROM trials
 WHERE status <> 'failed'
-GROUP BY run, cell, lr
+GROUP BY run, cell, regexp_replace(config, '"seed": -?[0-9]+', '"seed": 0')
 HAVING count(val_loss) > 0
-ORDER BY diverged > 0, val_loss, run, cell, lr
+ORDER BY diverged > 0, val_loss, run, cell, lr, one_trial
