@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from altgrad.training.config import RunConfig
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
-from orchestrator.results.runs import find_run
+from orchestrator.results.runs import SPACE_PATH, find_run
 from orchestrator.results.store import Store, validate_name
 from orchestrator.space import SweepSpec, dump_yaml
 from orchestrator.widening import NotWiderError, Widened, widen
 
-#: The search space as it was resolved, a file to sweep again; and the trials it gave.
-SPACE, PLAN = "sweep.yaml", "plan.json"
+#: The trials that the search space gave.
+PLAN = "plan.json"
 #: Plans that a wider one took the place of, numbered from 1.
 PREVIOUS = "plan-{}.json"
 
@@ -171,5 +171,5 @@ def _take_further(widened: Widened, store: Store) -> None:
 
 
 def _write_plan(plan: Plan, store: Store) -> None:
-    store.write_bytes(SPACE, dump_yaml(plan.spec.to_dict()).encode())
+    store.write_bytes(SPACE_PATH, dump_yaml(plan.spec.to_dict()).encode())
     store.write_bytes(PLAN, json.dumps(plan.to_dict(), indent=1).encode())

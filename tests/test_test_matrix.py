@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from altgrad.training.config import RunConfig
 from orchestrator.facts import decisions
-from orchestrator.facts.markdown import code, escape, number, prose, table
+from orchestrator.facts.markdown import code, escape, inert, number, prose, table
 from orchestrator.facts.sources import doc_comments
 from orchestrator.facts.steering import optimizer_forms, steering_fields
 from orchestrator.facts.tested_where import Reach, reach
@@ -97,6 +97,14 @@ def cells_of(markdown: str) -> list[str]:
 @given(TEXTS, TEXTS)
 def test_escaped_text_is_seen_as_it_is(left: str, right: str):
     assert cells_of(table(["a", "b"], [[escape(left), escape(right)]])) == [" ".join(t.split()) for t in (left, right)]
+
+
+@given(TEXTS.filter(str.strip))
+def test_inert_text_is_a_paragraph_also_where_it_begins_one(text: str):
+    tokens = MARKDOWN.parse(inert(text))
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    seen = "".join(child.content for child in tokens[1].children or ())
+    assert seen.replace("\u200b", "") == " ".join(text.split())
 
 
 @given(TEXTS.filter(str.strip), TEXTS.filter(str.strip))

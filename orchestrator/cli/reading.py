@@ -105,11 +105,15 @@ def report(*runs: Run, out: Path | None = None) -> int:
     Parameters
     ----------
     out
-        The HTML file, the card goes beside it; report.html and report.md in the run's own folder by default.
+        The HTML file, the card goes beside it; report.html and report.md in the run's own folder by default. What is
+        there already is written over only if it is a report.
     """
     from orchestrator.results.consolidate import consolidate as gather
-    from orchestrator.results.report.writing import HTML_PATH, MARKDOWN_PATH
+    from orchestrator.results.consolidate import mended
+    from orchestrator.results.errors import DamagedError
+    from orchestrator.results.report.writing import HTML_PATH, MARKDOWN_PATH, check_place
     from orchestrator.results.report.writing import report as write
+    from orchestrator.results.runs import run_names
     from orchestrator.results.store import Store
 
     if not runs:
@@ -121,17 +125,25 @@ def report(*runs: Run, out: Path | None = None) -> int:
     if out is not None and (out.suffix != ".html" or not out.parent.is_dir()):
         raise UsageError(f"--out {out}: it names an .html file in a folder that exists")
     stores = [opened(run) for run in runs]
+    folder, names = stores[0], (HTML_PATH, MARKDOWN_PATH)
+    if out is not None:
+        folder, names = Store.open(out.parent), (out.name, out.with_suffix(".md").name)
+    try:
+        # What can be said at once is said before datasets are brought up to date.
+        run_names(stores)
+        check_place(folder, names)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     with err.status("reading and drawing"):
         for store in stores:
             say_damaged(gather(store))
         try:
-            made = write(stores)
+            made = mended(stores, lambda: write(stores))
+        except DamagedError:
+            raise
         except ValueError as error:
             raise UsageError(str(error)) from error
-    folder, html, markdown = stores[0], HTML_PATH, MARKDOWN_PATH
-    if out is not None:
-        folder, html, markdown = Store.open(out.parent), out.name, out.with_suffix(".md").name
-    for name, text in ((html, made.html), (markdown, made.markdown)):
+    for name, text in zip(names, made, strict=True):
         folder.write_bytes(name, text.encode())
         print(f"{folder.uri}/{name}")
     return OK

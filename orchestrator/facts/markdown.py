@@ -3,6 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 
+#: What a line may begin with that makes it a list, a quotation or a rule.
+_BEGINS = re.compile(r"^(\d*)(>|[-+=.)]+(?= |$))")
+#: After which of them a site that shows Markdown finds a mention, an issue, a link, an emoji.
+_FOUND = re.compile(r"@(?=\w)|#(?=\d)|\bGH(?=-\d)|:(?=//|[a-z+-][\w+-]*:)|\bwww(?=\.)")
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; its cells are Markdown already."""
@@ -27,8 +32,20 @@ def escape(text: str) -> str:
     >>> escape("x_max of _y <= [0, 1]")
     'x_max of \\_y \\<= \\[0, 1\\]'
     """
-    text = re.sub(r"([\\`*|<&~\[\]])", r"\\\1", re.sub(r"\s+", " ", text))
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+    text = re.sub(r"([\\`*|<&~$\[\]])", r"\\\1", re.sub(r"\s+", " ", text))
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+
+
+def inert(text: str) -> str:
+    r"""Plain text to be shown anywhere, at the beginning of a line too, where nobody is called and nothing linked.
+
+    What a site looks for in the text itself is parted by a space of no width: no backslash helps against that.
+
+    >>> inert("# @ada on x.org: see https://x.org/#1")
+    '\\# @&#8203;ada on x.org: see https:&#8203;//x.org/\\#&#8203;1'
+    """
+    text = escape(text.strip()).replace("#", r"\#")
+    return _FOUND.sub(r"\g<0>&#8203;", _BEGINS.sub(r"\1\\\2", text))
 
 
 def code(value: object) -> str:

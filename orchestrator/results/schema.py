@@ -110,6 +110,8 @@ _TRIALS = [
 
 #: How a trial can end. ``completed`` ran all its steps; ``failed`` is a fault of the program or the machine.
 END_REASONS: tuple[str, ...] = ("completed", "asha", "rank_collapse", "stalled", "diverged", "failed")
+#: Those of them that cut a trial short, as they are told: what needs somebody first, what is routine last.
+TOLD_FIRST: tuple[str, ...] = ("failed", "diverged", "rank_collapse", "stalled", "asha")
 #: Kinds of event rows. ``audited``: a trial was to be stopped, and runs on to measure what stopping costs.
 EVENT_KINDS: tuple[str, ...] = ("rank_warning", "audited", *END_REASONS)
 

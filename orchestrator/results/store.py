@@ -103,6 +103,10 @@ class Store:
         """Whether there is a file or folder."""
         return self._fs.get_file_info(self._path(path)).type != pafs.FileType.NotFound
 
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder."""
+        return self._fs.get_file_info(self._path(path)).type == pafs.FileType.Directory
+
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every file under the folder ``prefix``, by path, sorted; files still being written are left out."""
         return {path: facts.bytes for path, facts in self.facts(prefix).items()}
@@ -185,7 +189,6 @@ class Store:
             FileNotFoundError: there is none.
             DamagedError: it cannot be read back as it was written.
             NewerError: a later version of the program wrote it.
-        NewerError: a later version of the program wrote it.
         """
         return decode_table(path, self.read_bytes(path), schema)
 

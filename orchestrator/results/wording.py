@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import cached_property
+from typing import Literal
 
 from orchestrator.results.cells import Cell
 from orchestrator.results.intervals import LEAST_REPLICATES
@@ -12,6 +13,9 @@ from orchestrator.results.schema import END_REASONS
 DASH = "-"
 #: How a trial may stand: its reason, or its status where it has not ended.
 STANDS = (*END_REASONS, "running", "planned")
+#: What a cell is beside the best one; empty where it is told from it, or where there is nothing to tell.
+Judgement = Literal["best", "indistinct", "unjudged", ""]
+_MARKS: dict[Judgement, str] = {"best": "*", "indistinct": "~", "unjudged": "?", "": ""}
 _SHORT = {"rank_collapse": "collapsed"}
 
 
@@ -42,20 +46,47 @@ class Wording:
             return []
         if cell.excluded is not None:
             return ["excluded"]
-        ends = [_end(cell, end) for end in cell.ended if end != "completed" or cell.mean is None]
+        ends = self.ends(cell)
         if cell.mean is None:
             return [DASH, *ends]
         interval = "" if cell.interval is None else f" ±{number(cell.interval)}"
         few = [] if cell.n == self._usual_n else [f"n = {cell.n}"]
         return [f"{number(cell.mean)}{interval}{self.mark(cell)}", *few, *ends]
 
-    def mark(self, cell: Cell) -> str:
-        """``*`` the best, ``~`` not distinguishable from it, ``?`` not to be held against it, where others can be."""
+    def ends(self, cell: Cell, at: str = "@") -> list[str]:
+        """How its trials ended where not all completed, such as ``2 asha @120``: how many, and the smallest last step.
+
+        Args:
+            cell: a cell that is not excluded.
+            at: what stands before the step.
+        """
+        return [_end(cell, end, at) for end in cell.ended if end != "completed" or cell.mean is None]
+
+    def judgement(self, cell: Cell) -> Judgement:
+        """What a cell is beside the best: ``unjudged`` cannot be held against it, where others can be."""
         if cell.best:
-            return "*"
+            return "best"
         if cell.indistinct:
-            return "~"
-        return "?" if self._any_judged and cell.mean is not None and not cell.judged else ""
+            return "indistinct"
+        return "unjudged" if self._any_judged and cell.mean is not None and not cell.judged else ""
+
+    def mark(self, cell: Cell) -> str:
+        """Its judgement as a sign: ``*`` best, ``~`` not distinguishable from it, ``?`` not to be held against it."""
+        return _MARKS[self.judgement(cell)]
+
+    def meanings(self) -> dict[Judgement, str]:
+        """What the judgements that occur mean, the best cell's first; none where no cell has a number."""
+        shown = [cell for cell in self.matrix.cells.values() if cell.mean is not None]
+        means = [cell.mean for cell in shown if cell.mean is not None]
+        aim, better = ("highest", max) if self.matrix.goal == "maximize" else ("lowest", min)
+        beaten = any(cell.best and cell.mean != better(means) for cell in shown)
+        every: dict[Judgement, str] = {
+            "best": f"{aim}{' of what is complete' if beaten else ''}",
+            "indistinct": "not distinguishable from it (95 % each)",
+            "unjudged": "cannot be held against it",
+        }
+        occur = set(map(self.judgement, shown))
+        return {judgement: meaning for judgement, meaning in every.items() if judgement in occur}
 
     def caption(self) -> list[str]:
         """What the numbers and marks mean, and what is the same in all cells."""
@@ -85,15 +116,7 @@ class Wording:
 
     def _marks(self, shown: list[Cell]) -> list[str]:
         """The marks that occur, explained."""
-        aim, better = ("highest", max) if self.matrix.goal == "maximize" else ("lowest", min)
-        best = next(cell for cell in shown if cell.best)
-        beaten = better(cell.mean for cell in shown if cell.mean is not None) != best.mean
-        said = [f"* {aim}{' of what is complete' if beaten else ''}"]
-        marks = {self.mark(cell) for cell in shown}
-        if "~" in marks:
-            said.append("~ not distinguishable from it (95 % each)")
-        if "?" in marks:
-            said.append("? cannot be held against it")
+        said = [f"{_MARKS[judgement]} {meaning}" for judgement, meaning in self.meanings().items()]
         if not self._any_judged and len(shown) > 1:
             said.append(f"comparing takes {LEAST_REPLICATES} replicates that both have")
         if any("@" in line for cell in shown for line in self.lines(cell)):
@@ -105,10 +128,9 @@ class Wording:
         return all(cell is None or cell.excluded is not None for cell in cells)
 
 
-def _end(cell: Cell, end: str) -> str:
-    """How trials ended, such as ``asha @120``, with how many where it was not all."""
+def _end(cell: Cell, end: str, at: str) -> str:
     count = "" if cell.ended[end] == cell.replicates else f"{cell.ended[end]} "
-    step = f" @{cell.ended_at[end]}" if end in cell.ended_at else ""
+    step = f" {at}{cell.ended_at[end]}" if end in cell.ended_at else ""
     return f"{count}{_SHORT.get(end, end)}{step}"
 
 

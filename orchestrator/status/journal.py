@@ -6,14 +6,12 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.results.journal import SweepState
-from orchestrator.results.schema import END_REASONS
+from orchestrator.results.schema import END_REASONS, TOLD_FIRST
 from orchestrator.status.facts import Disk, DriverState, End, Failure, PackStatus, Status
 from orchestrator.sweep.stopping import rung_steps
 
 #: Ends after which what a pack measured is no result.
 _LOST = frozenset({"diverged", "rank_collapse", "stalled", "failed"})
-#: Ends in the order they are told: what needs somebody first, what is routine last.
-_TOLD_FIRST = ("failed", "diverged", "rank_collapse", "stalled", "asha")
 
 
 def status(
@@ -173,4 +171,4 @@ def _ends(state: SweepState, packs: Mapping[str, PackStatus]) -> list[End]:
     for lane in (lane for lane in state.lanes.values() if lane.reason not in (None, "completed")):
         end = End(str(lane.reason), lane.step, packs[lane.pack].label, [], lane.message or "")
         found.setdefault((lane.pack, end.reason, end.step, end.message), end).keys.append(lane.key)
-    return sorted(found.values(), key=lambda end: _TOLD_FIRST.index(end.reason))
+    return sorted(found.values(), key=lambda end: TOLD_FIRST.index(end.reason))

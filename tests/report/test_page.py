@@ -176,7 +176,8 @@ def test_it_says_everything_without_a_script(browser: Browser, page: Path) -> No
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_text_of_a_run_stays_text(browser: Browser, store: Store, tmp_path: Path) -> None:
+def of_hostile_text(store: Store) -> Store:
+    """A folder in which everything that is somebody's text would run if it could."""
     hostile = Reported(store, formats=["fp32", HOSTILE], seeds=2, text=HOSTILE)
     hostile.plan["description"] = hostile.plan["name"] = HOSTILE
     hostile.save()
@@ -188,8 +189,12 @@ def test_text_of_a_run_stays_text(browser: Browser, store: Store, tmp_path: Path
     hostile.journal.append({"event": "sweep_started", "command": [HOSTILE], "versions": {HOSTILE: HOSTILE}})
     store.write_bytes("sweep.yaml", f"# {HOSTILE}".encode())
     consolidate(store)
+    return store
+
+
+def test_text_of_a_run_stays_text(browser: Browser, store: Store, tmp_path: Path) -> None:
     path = tmp_path / "hostile.html"
-    path.write_text(report([store, store]).html, encoding="utf-8")
+    path.write_text(report([of_hostile_text(store.sub(name)) for name in "ab"]).html, encoding="utf-8")
     browser.open(path, width=400)
     assert browser.run("return document.documentElement.scrollWidth") <= 400
     tooltip = "return document.querySelector('#vg-tooltip-element.visible')?.innerText"

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from orchestrator.cli import reading
 from orchestrator.cli.app import UsageError
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.report import charts
-from orchestrator.results.report.writing import Report, report
+from orchestrator.results.report.writing import Report, check_place, report
 from orchestrator.results.store import ChunkWriter, Store
 
 NO_RAY = "import sys; sys.modules.update(ray=None, torch=None); "
@@ -40,6 +41,8 @@ def test_the_command_writes_both_forms_into_the_runs_folder(folder: Path, made: 
         (2, None, "say where it goes, such as --out report.html"),
         (1, "report.txt", "names an .html file"),
         (1, "nowhere/report.html", "in a folder that exists"),
+        (1, "a\\b.html", "is not a path inside"),
+        (2, "both.html", "is given twice"),
     ],
 )
 def test_mistakes_are_told(folder: Path, tmp_path: Path, runs: int, out: str | None, said: str) -> None:
@@ -48,11 +51,40 @@ def test_mistakes_are_told(folder: Path, tmp_path: Path, runs: int, out: str | N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_is_the_same_however_its_path_is_spelled(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    for again in (folder.parent / ".." / folder.parent.name / folder.name, tmp_path / "link"):
+        with pytest.raises(UsageError, match="is given twice"):
+            reading.report(str(folder), str(again), out=tmp_path / "both.html")
+
+
+@pytest.mark.parametrize("name", ["study.html", "study.md"])
+def test_nobodys_file_is_written_over(folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("# My own\n")
+    with pytest.raises(UsageError, match=f"{name} was not made by altgrad report: move it away"):
+        reading.report(str(folder), out=tmp_path / "study.html")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "# My own\n")]
+
+
+def test_a_folder_in_the_way_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.md").mkdir()
+    with pytest.raises(UsageError, match=r"study\.md is a folder"):
+        reading.report(str(folder), out=tmp_path / "study.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["study.md"]
+
+
+def test_an_earlier_report_makes_way(made: Report, store: Store) -> None:
+    for name, text in zip(("study.html", "study.md"), made, strict=True):
+        store.write_bytes(name, text.encode())
+    check_place(store, ["study.html", "study.md", "other.html"])
+
+
 def test_several_runs_stand_side_by_side_in_one_file(folder: Path, tmp_path: Path) -> None:
-    done = altgrad("report", folder, folder, "--out", tmp_path / "both.html", cwd=tmp_path)
+    other = shutil.copytree(folder, tmp_path / "other" / "study")
+    done = altgrad("report", folder, other, "--out", tmp_path / "both.html", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     page, card = (tmp_path / "both.html").read_text(), (tmp_path / "both.md").read_text()
-    assert page.count("<h3>study (1)</h3>") == page.count("<h3>study (2)</h3>") == 7
+    assert page.count(f"<h3>{folder.parent.name}/study</h3>") == page.count("<h3>other/study</h3>") == 7
     assert "What differs between the runs" in page
     assert card.count("★") == 4
 
@@ -125,7 +157,7 @@ def test_the_card_is_markdown_that_says_the_same(made: Report) -> None:
     card = made.markdown
     tokens = MarkdownIt("commonmark").enable("table").parse(card)
     titles = [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
-    sections = ["The answer", "The matrix: val\\_loss", "Why trials stopped", "Cost", "What this cannot show"]
+    sections = ["The answer", "The matrix: val_loss", "Why trials stopped", "Cost", "What this cannot show"]
     assert titles == ["study", *sections, "To repeat it"]
     assert sum(token.type == "table_open" for token in tokens) == 2
     assert "**" not in card
@@ -133,22 +165,27 @@ def test_the_card_is_markdown_that_says_the_same(made: Report) -> None:
 
 
 def test_text_in_the_card_stays_text(store: Store) -> None:
-    hostile = "|</td><script>x</script> `a` *b* [c](javascript:d)\n# e"
+    hostile = (
+        "> |</td><script>x</script> `a` *b* __b__ [c](javascript:d)\n# @ada a@b.org https://x.org www.x.org #1 $x$"
+    )
     sweep = Reported(store, ["fp32", hostile], seeds=1)
     sweep.plan["description"] = hostile
     sweep.save()
     store.write_bytes("sweep.yaml", b"a: |\n  ````\n  <b>\n")
     consolidate(store)
-    tokens = MarkdownIt("commonmark").enable("table").parse(report([store]).markdown)
+    card = report([store]).markdown
+    assert not re.search(r"@\w|://|www\.|(?<!&)#\d|(?<!\\)\$", card), (
+        "nobody is called, nothing is linked or mathematics"
+    )
+    tokens = MarkdownIt("commonmark").enable("table").parse(card)
     inline = [child.type for token in tokens for child in token.children or ()]
     assert set(inline) <= {"text", "softbreak", "text_special"}
     assert [token.content for token in tokens if token.type == "fence" and token.info == "yaml"] == [
         "a: |\n  ````\n  <b>\n"
     ]
     flat = " ".join(hostile.split())
-    assert any("".join(c.content for c in token.children or ()) == flat for token in tokens), (
-        "and nothing of it is lost"
-    )
+    seen = ["".join(child.content for child in token.children or ()).replace("\u200b", "") for token in tokens]
+    assert flat in seen, "and nothing of it is lost"
 
 
 # --- colours

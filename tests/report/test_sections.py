@@ -1,6 +1,8 @@
 """What each section says, against what the folder was made from."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from report.reported_sweep import BASE, CHECK, ELEMENTS, MATRICES, REPORT, SECONDS, SPACE, STEPS, TOKENS, Reported
@@ -18,6 +20,7 @@ from orchestrator.results.report.ranks import ranks
 from orchestrator.results.report.repeat import repeat
 from orchestrator.results.report.run import ReportedRun, read_run
 from orchestrator.results.report.wording import DASH, duration, shown
+from orchestrator.results.report.writing import report
 from orchestrator.results.store import ChunkWriter, Store
 
 
@@ -41,6 +44,26 @@ def test_the_answer_begins_with_what_optimizers_gain_then_comes_the_best_cell(ru
 
 def test_cells_that_do_not_overlap_are_told_apart(store: Store) -> None:
     assert answer(read(Reported(store, ["fp32"], gain=0.06)))[2].startswith("Every cell that can be held against it is")
+
+
+def test_cells_that_cannot_be_held_against_the_best_are_named_and_marked(store: Store) -> None:
+    sweep = Reported(store, ["fp32"])
+    for bits in range(7):
+        pack = sweep.add_pack(3, steps=STEPS, format=f"E{bits}M{7 - bits}")
+        sweep.train(pack, [3.0, 3.1, 3.2], [("rank_collapse", 50)] * 3)
+    run = read(sweep)
+    names = ", ".join(f"E{bits}M{7 - bits} · adamw" for bits in range(6))
+    why = "pairs that ended at different steps"
+    assert f"{names} and 1 more cannot be held against it: {why}." in answer(run)
+    shown = heat(run.matrix)
+    tiles = dict(shown.rows)["E4M3"]
+    assert [tile.judgement for tile in tiles] == ["unjudged", ""]
+    assert shown.key == "★ lowest; ≈ not distinguishable from it (95 % each); ? cannot be held against it"
+    made = report([store])
+    assert "| E4M3 | 3.100 ± 0.248 ? (n = 3; lr=0.001; collapsed at step 50) |" in made.markdown
+    assert f"(from three on); {shown.key}." in made.markdown
+    assert '3.100 ± 0.248<abbr title="cannot be held against it">?</abbr>' in made.html
+    assert f"{shown.key}. Cells differ" in made.html
 
 
 def test_two_seeds_have_no_interval_and_the_answer_says_so(store: Store) -> None:
@@ -84,8 +107,8 @@ def test_colours_run_from_the_best_to_the_worst_and_marks_say_the_same(run: Repo
         (row, column[0]): tile for row, tiles in shown.rows for column, tile in zip(shown.columns, tiles, strict=True)
     }
     assert tiles["fp32", "manifold_adamw"][:3] == ("1.980 ± 0.025", ["n = 3", "lr=0.001"], 0)
-    assert [place for place, tile in tiles.items() if tile.best] == [("fp32", "manifold_adamw")]
-    assert [place for place, tile in tiles.items() if tile.indistinct] == [("fp32", "adamw")]
+    assert [place for place, tile in tiles.items() if tile.judgement == "best"] == [("fp32", "manifold_adamw")]
+    assert [place for place, tile in tiles.items() if tile.judgement == "indistinct"] == [("fp32", "adamw")]
     assert tiles["E7M0", "adamw"].level == LEVELS - 1
     by_mean = sorted(run.matrix.cells.values(), key=lambda cell: cell.mean or 0)
     levels = [tiles[cell.row, cell.column[0]].level for cell in by_mean]
@@ -95,8 +118,10 @@ def test_colours_run_from_the_best_to_the_worst_and_marks_say_the_same(run: Repo
 def test_what_is_not_judged_has_no_best_cell(run: ReportedRun) -> None:
     of = {each.metric: each for each in run.further_matrices}
     assert set(of) == {"best_val_loss", "loss", "stall_ratio"}
-    tiles = [tile for _, row in heat(of["stall_ratio"], judged=False).rows for tile in row]
-    assert not any(tile.best or tile.indistinct for tile in tiles)
+    shown = heat(of["stall_ratio"], judged=False)
+    tiles = [tile for _, row in shown.rows for tile in row]
+    assert not shown.key
+    assert not any(tile.judgement for tile in tiles)
     assert [tile.text for tile in tiles].count(DASH) == 2, "fp32 has no stalls"
 
 
@@ -202,7 +227,7 @@ def test_the_cost_counts_packs_once_and_tokens_of_every_lane(run: ReportedRun) -
     packs, lanes = 4 * len(BASE), 12 * len(BASE)
     assert found.total.seconds == packs * SECONDS
     assert found.total.tokens == lanes / 2 * (STEPS + STEPS / 2) * TOKENS
-    assert (found.device, found.device_hours) == ("CPU", packs * SECONDS * 2 / 3600)
+    assert (found.held.device, found.device_hours) == ("a CPU", packs * SECONDS * 2 / 3600)
     assert [(spent.what, spent.trials) for spent in found.columns] == [
         ("adamw", lanes / 2),
         ("manifold_adamw", lanes / 2),
@@ -217,6 +242,21 @@ def test_a_device_is_named_where_it_is_known(store: Store, gpu: object, said: st
     sweep.plan["space"]["resources"]["gpu"] = gpu
     sweep.save()
     assert said in cost(read(sweep)).sentence
+
+
+def settled(run: ReportedRun, **resources: Any) -> ReportedRun:
+    """The run as if its last driver had settled on these; one before it on others."""
+    record = {"event": "resources_settled", "time": run.records[-1]["time"]}
+    return replace(run, records=[*run.records, record | {"cpu": 4.0, "gpu": 1.0, "device": "a"}, record | resources])
+
+
+def test_what_was_settled_is_what_was_held(run: ReportedRun) -> None:
+    of = settled(run, cpu=1.0, gpu=0.125, device="NVIDIA H200")
+    assert cost(of).device_hours == 4 * len(BASE) * SECONDS * 0.125 / 3600
+    assert "GPU-hours (0.125 GPU a pack, NVIDIA H200)" in cost(of).sentence
+    assert "Formats are simulated on NVIDIA H200:" in " ".join(limits(of))
+    assert differences([run, of]) == [("device", ["a CPU", "NVIDIA H200"])]
+    assert "CPU core-hours (1 CPU core a pack)" in cost(settled(run, cpu=1.0, gpu=0.0, device="CPU")).sentence
 
 
 def test_limits_are_counted(run: ReportedRun) -> None:
@@ -256,6 +296,16 @@ def test_what_is_needed_to_repeat_it_is_there(run: ReportedRun) -> None:
     assert found.versions == {"altgrad": "0.1.0", "python": "3.11.7", "commit": "abc1234"}
     assert found.hashes["corpus stdlib"] == "c0ffee" * 10
     assert found.space == SPACE
+
+
+def test_a_command_is_told_without_where_it_lies_and_a_commit_that_is_not_known_is_not_left_out(
+    run: ReportedRun,
+) -> None:
+    started = {"event": "sweep_started", "time": run.records[0]["time"], "versions": {"altgrad": "0.1.0"}}
+    typed = ["/home/ada/.venv/bin/altgrad", "/home/ada/altgrad/orchestrator/cli/__main__.py"]
+    found = repeat(replace(run, records=[started, *(started | {"command": [path, "resume", "x"]} for path in typed)]))
+    assert found.commands == ["altgrad resume x", "python -m orchestrator.cli resume x"]
+    assert found.versions == {"altgrad": "0.1.0", "commit": "not recorded"}
 
 
 @pytest.mark.parametrize(("count", "said"), [(999, "999"), (118784, "118,784"), (11_354_835, "11.4 million")])

@@ -1,18 +1,25 @@
 """What a run says, in sentences: the best cell and what cannot be told from it, what each optimizer gains."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 from orchestrator.results.cells import Cell
 from orchestrator.results.intervals import LEAST_REPLICATES
 from orchestrator.results.paired import sentences
 from orchestrator.results.report.run import ReportedRun
 from orchestrator.results.report.wording import DASH, listed, place_name, spoken
-from orchestrator.results.wording import number
+from orchestrator.results.wording import Wording, number
 
 #: Most sentences on optimizers; more of them are counted.
 _TOLD = 8
 #: How comparisons are counted, by verdict.
 _OUTCOMES = {"helps": "helps", "hurts": "hurts", "indistinct": "not distinguishable", "unsure": "no verdict"}
+#: Why a cell cannot be held against another one, by the `Comparison`'s word for it.
+_WHY = {
+    "few": f"fewer than {LEAST_REPLICATES} replicates that both have",
+    "undefined": "replicates without a number",
+    "steps": "pairs that ended at different steps",
+}
 
 
 def answer(run: ReportedRun) -> list[str]:
@@ -66,16 +73,22 @@ def _indistinct(run: ReportedRun, best: Cell) -> list[str]:
             f"Comparing takes {LEAST_REPLICATES} replicates that both cells have, complete: nothing here says which "
             "cells can be told from it."
         ]
-    alike = [cell for cell in cells if cell.indistinct]
+    words = Wording(run.matrix)
+    alike = [cell for cell in cells if words.judgement(cell) == "indistinct"]
+    unjudged = [cell for cell in cells if words.judgement(cell) == "unjudged"]
     if alike:
-        near = listed(place_name((cell.row, cell.column)) for cell in alike)
-        said = [f"Not distinguishable from it: {near}."]
+        said = [f"Not distinguishable from it: {_names(alike)}."]
     else:
         said = ["Every cell that can be held against it is distinguishable from it, at 95 % each."]
-    if unjudged := sum(not cell.judged for cell in cells):
-        why = "too few replicates that both have, some without a number, or other steps"
-        said.append(f"{unjudged} cell{'s' if unjudged > 1 else ''} cannot be held against it: {why}.")
+    if unjudged:
+        compared = [cell.against_best.why for cell in unjudged if cell.against_best]
+        whys = dict.fromkeys(_WHY[why] for why in compared if why)
+        said.append(f"{_names(unjudged)} cannot be held against it: {', or '.join(whys)}.")
     return said
+
+
+def _names(cells: Iterable[Cell]) -> str:
+    return listed(place_name((cell.row, cell.column)) for cell in cells)
 
 
 def _control(run: ReportedRun, best: Cell) -> list[str]:

@@ -3,23 +3,26 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from orchestrator.facts.markdown import inert, table
 from orchestrator.results.report.compare import differences, shared_cells
 from orchestrator.results.report.heat import Heat, Tile
 from orchestrator.results.report.told import Told
-from orchestrator.results.report.wording import column_name, place_name
+from orchestrator.results.report.wording import SIGNS, column_name, place_name
 
+#: The first line of every card, by which it is known again.
+MARK = "<!-- altgrad report -->"
 #: Most decisions that a card lists; the page has all of them.
 _ENDS = 20
 
 
 def card(told: Sequence[Told]) -> str:
     """The whole card."""
-    lines = [f"# {_text(' and '.join(each.run.name for each in told))}"]
+    lines = [MARK, f"# {inert(' and '.join(each.run.name for each in told))}"]
     if len(told) > 1:
         runs = [each.run for each in told]
         names = ["", *(run.name for run in runs)]
         for title, rows in (("What differs", differences(runs)), ("Cells in more than one run", shared_cells(runs))):
-            lines += ["", f"## {title}", "", *_table(names, [[name, *values] for name, values in rows])]
+            lines += ["", f"## {title}", "", _table(names, [[name, *values] for name, values in rows])]
     for each in told:
         lines += _one(each, depth=2 if len(told) > 1 else 1)
     return "\n".join(lines) + "\n"
@@ -31,20 +34,20 @@ def _one(told: Told, depth: int) -> Iterator[str]:
 
     run = told.run
     if depth > 1:
-        yield from ("", f"## {_text(run.name)}")
+        yield from ("", f"## {inert(run.name)}")
     if run.plan["description"]:
-        yield from ("", _text(run.plan["description"]))
+        yield from ("", inert(run.plan["description"]))
     yield from head("The answer")
-    yield from (f"- {_text(sentence)}" for sentence in told.answer)
-    yield from head(f"The matrix: {_text(run.matrix.metric)}")
+    yield from (f"- {inert(sentence)}" for sentence in told.answer)
+    yield from head(f"The matrix: {inert(run.matrix.metric)}")
     yield from _matrix(told.heats[0])
     yield from head("Why trials stopped")
-    yield from (f"- {_text(sentence)}" for sentence in told.saved)
+    yield from (f"- {inert(sentence)}" for sentence in told.saved)
     yield from _ends(told)
     yield from head("Cost")
-    yield told.cost.sentence
+    yield inert(told.cost.sentence)
     yield from head("What this cannot show")
-    yield from (f"- {_text(sentence)}" for sentence in told.limits)
+    yield from (f"- {inert(sentence)}" for sentence in told.limits)
     yield from head("To repeat it")
     yield from _repeat(told)
 
@@ -52,14 +55,13 @@ def _one(told: Told, depth: int) -> Iterator[str]:
 def _matrix(heat: Heat) -> Iterator[str]:
     of = heat.matrix
     names = [of.row_parameter, *(column_name(column) if column else of.metric for column in heat.columns)]
-    yield from _table(names, [[row, *map(_tile, tiles)] for row, tiles in heat.rows])
-    aim = "highest" if of.goal == "maximize" else "lowest"
-    yield from ("", f"Mean over replicates, ± 95 % interval (from three on); ★ {aim}, ≈ not distinguishable from it.")
+    yield _table(names, [[row, *map(_tile, tiles)] for row, tiles in heat.rows])
+    yield from ("", "; ".join(filter(None, ("Mean over replicates, ± 95 % interval (from three on)", heat.key))) + ".")
 
 
 def _tile(tile: Tile) -> str:
-    mark = " ★" if tile.best else " ≈" if tile.indistinct else ""
-    return f"{tile.text}{mark}" + (f" ({'; '.join(tile.notes)})" if tile.notes else "")
+    notes = f"({'; '.join(tile.notes)})" if tile.notes else ""
+    return " ".join(filter(None, (tile.text, SIGNS[tile.judgement], notes)))
 
 
 def _ends(told: Told) -> Iterator[str]:
@@ -74,7 +76,7 @@ def _ends(told: Told) -> Iterator[str]:
         for end in told.ends[:_ENDS]
     ]
     yield ""
-    yield from _table(["trials", "reason", "decision"], rows)
+    yield _table(["trials", "reason", "decision"], rows)
     if len(told.ends) > _ENDS:
         yield from ("", f"And {len(told.ends) - _ENDS} more, in the page.")
 
@@ -82,20 +84,12 @@ def _ends(told: Told) -> Iterator[str]:
 def _repeat(told: Told) -> Iterator[str]:
     repeat = told.repeat
     facts = {**repeat.versions, **{f"hash of the {name}": digest for name, digest in repeat.hashes.items()}}
-    yield ", ".join(f"{_text(name)} {_text(value)}" for name, value in facts.items()) + "."
+    yield inert(", ".join(f"{name} {value}" for name, value in facts.items()) + ".")
     for name, content in (("console", "\n".join(repeat.commands)), ("yaml", repeat.space or "")):
         if content:
             fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`{3,}", content))])
             yield from ("", f"{fence}{name}", content.rstrip("\n"), fence)
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    for cells in (names, ["---"] * len(names), *rows):
-        yield f"| {' | '.join(cell if cell == '---' else _text(cell) for cell in cells)} |"
-
-
-def _text(value: str) -> str:
-    """Somebody's text as text: nothing in it is Markdown or HTML, and it stays on its line."""
-    flat = " ".join(value.split())
-    escaped = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escaped)
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return table([*map(inert, names)], ([*map(inert, cells)] for cells in rows))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.results.report.answer import measured
+from orchestrator.results.report.device import held
 from orchestrator.results.report.run import ReportedRun
 from orchestrator.results.report.wording import DASH, spoken
 
@@ -13,7 +14,7 @@ Row = tuple[str, list[str]]
 
 
 def differences(runs: Sequence[ReportedRun]) -> list[Row]:
-    """Every key of the search spaces, and of the corpora and versions, that is not alike in all runs."""
+    """Every key of the search spaces, and of the corpora, devices and versions, that is not alike in all runs."""
     sides = [_facts(run) for run in runs]
     keys = dict.fromkeys(key for side in sides for key in side)
     rows = [(key, [side.get(key, DASH) for side in sides]) for key in keys]
@@ -30,7 +31,8 @@ def shared_cells(runs: Sequence[ReportedRun]) -> list[Row]:
 
 def _facts(run: ReportedRun) -> dict[str, str]:
     space = {key: value for key, value in run.plan["space"].items() if key not in ("name", "description", "wandb")}
-    facts = {"corpus hash": str(run.plan["corpus"]["hash"])[:16], **_flat(space)}
+    device = held(run.plan, run.records).device or "not recorded"
+    facts = {"corpus hash": str(run.plan["corpus"]["hash"])[:16], "device": device, **_flat(space)}
     for record in run.records:
         if record["event"] == "sweep_started":
             facts |= {f"version of {name}": str(value) for name, value in (record.get("versions") or {}).items()}

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from orchestrator.results.queries import query
-from orchestrator.results.report.limits import device
+from orchestrator.results.report.device import Held, held
 from orchestrator.results.report.run import ReportedRun
 from orchestrator.results.report.wording import column_name, duration, shown
 
@@ -30,10 +30,8 @@ class Spent(NamedTuple):
 class Cost(NamedTuple):
     """What a run took."""
 
-    #: Such as ``GPU``.
-    device: str
-    #: Its share of one that each pack holds; of CPUs the cores.
-    share: float | None
+    #: What each pack held of its machine.
+    held: Held
     total: Spent
     #: By column of the matrix.
     columns: list[Spent]
@@ -45,14 +43,12 @@ class Cost(NamedTuple):
     @property
     def sentence(self) -> str:
         """The whole cost in a sentence or two."""
-        unit = "CPU core" if self.device == "CPU" else self.device
-        if self.device_hours is None or self.share is None:
+        if self.device_hours is None:
             what = (
                 f"{self.total.seconds / 3600:.3g} hours of packs training (what each held of a device is not recorded)"
             )
         else:
-            each = f"{self.share:g} {unit}{'s' if self.share > 1 else ''} a pack"
-            what = f"{self.device_hours:.3g} {unit}-hours ({each})"
+            what = f"{self.device_hours:.3g} {self.held.unit}-hours ({self.held.each})"
         clock = "" if self.wall_seconds is None else f" in {duration(self.wall_seconds)} by the clock"
         pace = self.total.tokens_per_second
         lanes = "a pack with its lanes side by side, compiling and validation included"
@@ -63,7 +59,8 @@ class Cost(NamedTuple):
     @property
     def device_hours(self) -> float | None:
         """Hours times devices held; None where the share is not known."""
-        return None if self.share is None else self.total.seconds * self.share / 3600
+        share = self.held.share
+        return None if share is None else self.total.seconds * share / 3600
 
 
 def cost(run: ReportedRun) -> Cost:
@@ -83,11 +80,8 @@ def cost(run: ReportedRun) -> Cost:
     columns: dict[tuple[str, ...], list[str]] = {place: [] for place in run.matrix.columns}
     for name in packs:
         columns.setdefault(column[trained[name][0]], []).append(name)
-    kind, resources = device(run.plan["space"]), run.plan["space"].get("resources", {})
-    share = {"GPU": resources.get("gpu"), "CPU": resources.get("cpu")}.get(kind)
     return Cost(
-        device=kind,
-        share=share,
+        held=held(run.plan, run.records),
         total=spent("all", list(packs)),
         columns=[spent(column_name(place), names) for place, names in columns.items() if names],
         wall_seconds=_wall_seconds(run),

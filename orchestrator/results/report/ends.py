@@ -7,9 +7,7 @@ from orchestrator.results.cells import Place
 from orchestrator.results.queries import query
 from orchestrator.results.report.run import ReportedRun
 from orchestrator.results.report.wording import spoken
-
-#: In what order reasons are told: the rarest kind of trouble first.
-_ORDER = ("failed", "diverged", "rank_collapse", "stalled", "asha")
+from orchestrator.results.schema import TOLD_FIRST
 
 
 class End(NamedTuple):
@@ -39,12 +37,12 @@ def ends(run: ReportedRun) -> list[End]:
                 end = End(place=setting.place, setting=spoken(setting.nuisance), replicates="", **numbers)
                 found[end].append(lane.replicate)
     merged = [end._replace(replicates=", ".join(lanes)) for end, lanes in found.items()]
-    return sorted(merged, key=lambda end: _ORDER.index(end.reason))
+    return sorted(merged, key=lambda end: TOLD_FIRST.index(end.reason))
 
 
 def _decisions(run: ReportedRun) -> dict[str, list[dict[str, Any]]]:
     """By key: what was decided on a trial, and on which numbers. A failure that was made good since is none."""
-    kinds = ", ".join(f"'{kind}'" for kind in ("audited", *_ORDER))
+    kinds = ", ".join(f"'{kind}'" for kind in ("audited", *TOLD_FIRST))
     rows = query(run.store, f"SELECT * FROM events WHERE kind IN ({kinds}) ORDER BY key, step").to_pylist()
     told = {trial["key"]: trial for trial in run.trials}
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.results.intervals import LEAST_REPLICATES
 from orchestrator.results.queries import query
+from orchestrator.results.report.device import held
 from orchestrator.results.report.run import ReportedRun
 from orchestrator.results.report.wording import shown
 
@@ -14,13 +15,7 @@ _OPTIMAL_TOKENS = 20
 
 def limits(run: ReportedRun) -> list[str]:
     """One sentence a limit."""
-    return [*_replicates(run), _training(run), _corpus(run), _device(run.plan["space"]), *_tuning(run), *_lengths(run)]
-
-
-def device(space: Mapping[str, Any]) -> str:
-    """``GPU``, ``CPU``, or ``device`` where the sweep found that out by itself."""
-    gpu = space.get("resources", {}).get("gpu")
-    return "device" if gpu in ("auto", None) else "GPU" if gpu else "CPU"
+    return [*_replicates(run), _training(run), _corpus(run), _device(run), *_tuning(run), *_lengths(run)]
 
 
 def weights(run: ReportedRun) -> list[int]:
@@ -80,9 +75,9 @@ def _corpus(run: ReportedRun) -> str:
     )
 
 
-def _device(space: Mapping[str, Any]) -> str:
-    kind = device(space)
-    where = "" if kind == "device" else f" on a {kind}"
+def _device(run: ReportedRun) -> str:
+    device = held(run.plan, run.records).device
+    where = f" on {device}" if device else ""
     return (
         f"Formats are simulated{where}: values are rounded to their grids exactly, products are summed in float32. "
         "Speeds say nothing of hardware that computes in 8 bits."

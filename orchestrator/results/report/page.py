@@ -16,9 +16,11 @@ from orchestrator.results.report.compare import differences, shared_cells
 from orchestrator.results.report.curves import DISCRETE, LEARNING, Line, Metric
 from orchestrator.results.report.heat import LEVELS
 from orchestrator.results.report.told import Told
-from orchestrator.results.report.wording import column_name, figure, place_name, shown
+from orchestrator.results.report.wording import SIGNS, column_name, figure, place_name, shown
 from orchestrator.results.wording import number
 
+#: The tag near the beginning of every page by which it is known again.
+GENERATOR = '<meta name="generator" content="altgrad report">'
 #: Charts of one kind that are there from the start; the others are chosen.
 _FIRST = 6
 #: The share of a metric's values that its charts have room for: what is far above the others is cut off.
@@ -52,6 +54,7 @@ def page(told: Sequence[Told]) -> str:
         .render(
             told=told,
             several=len(told) > 1,
+            generator=Markup(GENERATOR),
             title=" and ".join(run.name for run in runs),
             policy=_policy(scripts, style),
             style=Markup(style),
@@ -79,7 +82,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals |= {"column_name": column_name, "place_name": place_name, "levels": LEVELS}
+    environment.globals |= {"column_name": column_name, "place_name": place_name, "levels": LEVELS, "signs": SIGNS}
     environment.filters |= {"number": number, "shown": shown, "figure": figure}
     return environment
 

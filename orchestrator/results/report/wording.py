@@ -5,9 +5,12 @@ from typing import Any
 
 from orchestrator.results.cells import Place
 from orchestrator.results.planned import label
+from orchestrator.results.wording import Judgement
 
 #: What stands where there is no number.
 DASH = "\u2013"
+#: The sign of a judgement on a cell.
+SIGNS: dict[Judgement, str] = {"best": "★", "indistinct": "≈", "unjudged": "?", "": ""}
 #: Most names that a sentence lists one by one.
 NAMED = 6
 
