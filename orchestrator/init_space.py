@@ -28,6 +28,8 @@ _STORAGES = {
     "nearest": "no masters, the weights are rounded after each step",
     "stochastic": "no masters, and rounded up or down at random",
 }
+#: More than these is taken for a slip of the hand.
+_MOST_SEEDS, _MOST_STEPS, _MOST_LAYERS, _MOST_WIDTH = 1_000, 10**9, 1_000, 100_000
 #: The flag behind a key of the file; the longest that fits counts.
 _FLAGS: dict[KeyPath, str] = {
     (): "--formats, --optimizers, --storage",
@@ -105,6 +107,10 @@ def space_text(file: Path, wish: Wish) -> str:
         raise InitError(f"FILE: the name has characters that cannot be shown: {str(file)!r}")
     if wish.seeds < 1:
         raise InitError(f"--seeds: at least one run of each configuration, got {wish.seeds}")
+    if wish.seeds > _MOST_SEEDS:
+        raise InitError(f"--seeds: at most {_MOST_SEEDS:,} runs of each configuration, got {wish.seeds:,}")
+    if wish.steps > _MOST_STEPS:
+        raise InitError(f"--steps: at most {_MOST_STEPS:,}, got {wish.steps:,}")
     formats, optimizers = _words("--formats", wish.formats), _words("--optimizers", wish.optimizers)
     storages, rates = _words("--storage", wish.storage), _words("--lr", wish.lr)
     if "grid" in optimizers and "nearest" not in storages:
@@ -247,10 +253,12 @@ def _report_interval(steps: int) -> int:
 
 def _model(text: str) -> str:
     """Layers and width as the keys of a model; heads of 32 channels, and of 64 in wide ones."""
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    found = re.fullmatch(r"([1-9]\d{0,99})x([1-9]\d{0,99})", text, re.ASCII)
     if found is None:
         raise InitError(f"--model: expected LAYERSxWIDTH, such as 4x128, got {text!r}")
     layers, width = map(int, found.groups())
+    if layers > _MOST_LAYERS or width > _MOST_WIDTH:
+        raise InitError(f"--model: at most {_MOST_LAYERS:,} layers and a width of {_MOST_WIDTH:,}, got {text!r}")
     most = max(1, width // (64 if width >= 384 else 32))
     heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
     return f"{{n_layer: {layers}, n_head: {heads}, n_embd: {width}, block_size: 64}}"

@@ -9,6 +9,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.terminal import plain
+
 #: Lines of a kind at most, or the picture outgrows a terminal.
 _MOST = 8
 
@@ -34,7 +36,7 @@ class Picture:
 
     def __rich__(self) -> RenderableType:
         rows = Table.grid(padding=(0, 2))
-        rows.add_row(self.mark, Text.assemble((self.name, "bold"), f"  {self.note}", overflow="fold"))
+        rows.add_row(self.mark, Text.assemble((plain(self.name), "bold"), f"  {plain(self.note)}", overflow="fold"))
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total=self.total, completed=self.ended, width=24), Text(f"{self.ended}/{self.total}"))
         rows.add_row("trials", bar)
@@ -49,7 +51,7 @@ class Picture:
 
 def _cut(lines: Sequence[str]) -> list[Text]:
     """So many of the lines, each on one: a name comes last, and a narrow terminal cuts what is last."""
-    shown = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines[:_MOST]]
+    shown = [Text(plain(line), no_wrap=True, overflow="ellipsis") for line in lines[:_MOST]]
     return shown + [Text(f"and {len(lines) - _MOST} more")] * (len(lines) > _MOST)
 
 
@@ -58,13 +60,17 @@ def label(cell: str, nuisance: Mapping[str, Any]) -> str:
     return " ".join([cell, *(f"{name}={value}" for name, value in nuisance.items())])
 
 
-def standing(value: float, step: int, label: str) -> str:
-    """Where a pack stood, or stands, with its metric."""
-    return f"{value:.4f}  step {step}  {label}"
+def standing(value: float, step: int, settings: int, label: str) -> str:
+    """Where a pack stood, or stands, with its metric: the mean over so many settings."""
+    return f"{value:.4f}  step {step}{_over(settings)}  {label}"
 
 
-def training(step: int, steps: int, metric: str, value: float | None, warnings: int, label: str) -> str:
-    """A pack that trains."""
-    number = "" if value is None else f"  {metric} {value:.4f}"
+def training(step: int, steps: int, metric: str, value: float | None, settings: int, warnings: int, label: str) -> str:
+    """A pack that trains; its metric is the mean over so many settings."""
+    number = "" if value is None else f"  {metric} {value:.4f}{_over(settings)}"
     warned = f"  rank warnings {warnings}" if warnings else ""
     return f"{step}/{steps}{number}{warned}  {label}"
+
+
+def _over(settings: int) -> str:
+    return f"  mean over {settings} settings" if settings > 1 else ""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from altgrad.training.config import RunConfig
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.journal import Journal, SweepState, load_plan
+from orchestrator.results.plan_shape import check_shape
 from orchestrator.results.runs import SPACE_PATH, find_run
 from orchestrator.results.store import Store, validate_name
 from orchestrator.space import SweepSpec, dump_yaml
@@ -58,8 +59,7 @@ def _held(store: Store) -> dict[str, Any]:
     """The plan as plain data: enough to read results, also those of a version with other fields."""
     with _plan_trouble(store):
         held = load_plan(store)
-        if missing := [key for key in ("spec_hash", "metric", "roles", "packs", "excluded") if key not in held]:
-            raise KeyError(missing[0])
+        check_shape(held)
         return held
 
 
@@ -138,8 +138,7 @@ def claim(plan: Plan, store: Store, check: Check = lambda plan, state: None) -> 
             widened = _widened(held, plan, store)
             plan = widened.plan
     state = SweepState.from_records(plan.to_dict(), Journal(store).read())
-    if state.driver_alive:
-        assert state.driver is not None
+    if state.driver is not None and state.driver.drives(store):
         raise RunFolderError(f"{store.uri} is being run by process {state.driver.pid} of this machine")
     check(plan, state)
     if is_new:

@@ -19,7 +19,7 @@ class CannotStopError(RuntimeError):
 
 
 def running_driver(store: Store) -> Driver | None:
-    """The process of this host that runs the sweep; None where nobody does.
+    """The process of this host that runs the sweep in this folder; None where nobody does.
 
     Raises:
         CannotStopError: it was begun on another host and has not said that it ended.
@@ -30,7 +30,7 @@ def running_driver(store: Store) -> Driver | None:
             f"{store.uri} was begun by process {driver.pid} of {driver.host} and has not said that it ended. A process "
             f"can only be told to end on its own machine. Type there: {command('stop', store)}"
         )
-    return driver if driver is not None and driver.is_alive else None
+    return driver if driver is not None and driver.drives(store) else None
 
 
 def end(driver: Driver, timeout: float) -> None:

@@ -3,10 +3,11 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -19,16 +20,35 @@ if TYPE_CHECKING:
 OK, USAGE, FAILED_TRIALS, ENVIRONMENT, INTEGRITY = 0, 2, 3, 4, 5
 #: More characters than any table is wide.
 _WIDEST = 100_000
+#: What steers a terminal (C0, DEL, C1), as text; a newline and a tab are meant.
+_SIGNS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
-class _Output(Console):
+def plain(text: str) -> str:
+    r"""Text whose control characters are to be seen, and steer no terminal.
+
+    >>> print(plain("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return text.translate(_SIGNS)
+
+
+class _Plain(Console):
+    """Lets no control character of a name or an error through; colours and moves of its own stay."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+
+class _Output(_Plain):
     """Text as it is: what looks like markup is somebody's data. A reader that has gone ends the command."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
-class _Messages(Console):
+class _Messages(_Plain):
     """Goes quiet where nobody listens any more: a sweep does not end for that."""
 
     def on_broken_pipe(self) -> None:
@@ -42,7 +62,7 @@ err = _Messages(stderr=True)
 
 def say(line: str) -> None:
     """A line for the person at the terminal, as it is: no markup, no colours, no hard wrapping."""
-    err.print(line, markup=False, highlight=False, soft_wrap=True)
+    err.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(error: Exception) -> None:

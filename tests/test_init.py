@@ -151,8 +151,12 @@ def test_every_axis_is_explained() -> None:
         ({"lr": "fast"}, "--lr: expected a number"),
         ({"lr": "-1"}, "--lr: must be above zero"),
         ({"seeds": 0}, "--seeds: at least one run"),
+        ({"seeds": 10**9}, "--seeds: at most 1,000 runs of each configuration, got 1,000,000,000"),
         ({"steps": 0}, "--steps: must be at least 1, got 0"),
+        ({"steps": 10**400}, "--steps: at most 1,000,000,000"),
         ({"model": "big"}, "--model: expected LAYERSxWIDTH, such as 4x128, got 'big'"),
+        ({"model": "99999999x99999999999"}, "--model: at most 1,000 layers and a width of 100,000"),
+        ({"model": f"2x{'9' * 5000}"}, "--model: expected LAYERSxWIDTH"),
     ],
     ids=str,
 )

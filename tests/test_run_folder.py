@@ -165,6 +165,7 @@ def other_process() -> Iterator[int]:
         ([{"event": "sweep_started", "host": socket.gethostname(), "pid": "own"}], False),
         ([{"event": "sweep_started", "host": socket.gethostname(), "pid": 2**22 + 1}], False),
         ([{"event": "sweep_started", "host": "elsewhere", "pid": "other"}], False),
+        ([{"event": "sweep_started", "host": socket.gethostname(), "pid": "other", "folder": "/nowhere/x"}], False),
         (
             [
                 {"event": "sweep_started", "host": socket.gethostname(), "pid": "other"},
@@ -173,7 +174,7 @@ def other_process() -> Iterator[int]:
             False,
         ),
     ],
-    ids=["a living driver", "this process", "a dead driver", "another machine", "a driver that ended"],
+    ids=["a living driver", "this process", "a dead driver", "another machine", "a copy", "a driver that ended"],
 )
 def test_a_sweep_that_is_being_run_is_not_run_twice(
     records: list[dict[str, Any]], refused: bool, other_process: int
@@ -231,8 +232,8 @@ def test_a_relative_storage_is_where_the_person_stands(folder: Path) -> None:
         (b"\xff\xfe", "Expecting value"),
         (b"[1]", "cannot be understood"),
         (b'{"schema_version": 99}', "version 99"),
-        (b'{"schema_version": 1}', "it lacks 'spec_hash'"),
-        (b'{"schema_version": 1, "spec_hash": "", "metric": {}, "roles": {}}', "it lacks 'packs'"),
+        (b'{"schema_version": 1}', "it lacks 'name'"),
+        (b'{"schema_version": 1, "name": ["x"]}', "expected text for name, got ['x']"),
     ],
 )
 def test_a_plan_that_cannot_be_understood_is_said_to_be_damaged(text: bytes, message: str) -> None:
@@ -242,6 +243,41 @@ def test_a_plan_that_cannot_be_understood_is_said_to_be_damaged(text: bytes, mes
         with pytest.raises(DamagedRunError, match=r"plan\.json cannot be understood") as error:
             look()
         assert message in str(error.value)
+
+
+def damaged(*keys: str | int) -> bytes:
+    """The plan without what is at these keys."""
+    held = plan().to_dict()
+    inner = held
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    return json.dumps(held).encode()
+
+
+@pytest.mark.parametrize(
+    ("keys", "lacks"),
+    [
+        *(((key,), f"it lacks '{key}'") for key in ("name", "description", "spec_hash", "roles", "packs", "space")),
+        (("metric", "goal"), "it lacks 'metric.goal'"),
+        (("corpus", "tokens"), "it lacks 'corpus.tokens'"),
+        (("packs", 1, "cell"), "it lacks 'packs[1].cell'"),
+        (("packs", 0, "lanes", 1, "config"), "it lacks 'packs[0].lanes[1].config'"),
+        (("packs", 0, "lanes", 1, "config", "steps"), "it lacks 'packs[0].lanes[1].config.steps'"),
+        (("packs", 0, "lanes", 1, "config", "seed"), "unknown parameter 'seed'"),
+        (("space", "early_terminate"), "it lacks 'space.early_terminate'"),
+        (("packs", slice(None)), "it is a plan without trials"),
+        (("packs", 1, "lanes", slice(None)), "packs[1] is without trials"),
+    ],
+    ids=str,
+)
+def test_a_plan_that_lacks_what_it_is_read_by_is_refused_and_what_it_lacks_is_named(
+    keys: tuple[Any, ...], lacks: str
+) -> None:
+    run_store("x", "runs").write_bytes("plan.json", damaged(*keys))
+    with pytest.raises(DamagedRunError) as error:
+        open_run("x")
+    assert lacks in str(error.value)
 
 
 def test_results_of_a_version_with_other_fields_are_read_but_not_gone_on_with() -> None:

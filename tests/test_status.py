@@ -141,6 +141,66 @@ def test_the_best_pack_of_every_cell_comes_with_the_step_it_was_measured_at(
     assert [(each.pack, each.value, each.value_step) for each in found.best] == best
 
 
+class Mixed(Told):
+    """Two seeds of two learning rates side by side in each of three packs."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.sweep.plan["packs"].clear()
+        for number_format in ("fp32", "E4M3", "E5M2"):
+            rates = {"seed": [0, 0, 1, 1], "lr": [0.001, 0.01] * 2}
+            self.sweep.add_pack(4, format=number_format, lane_values=rates)["nuisance"].clear()
+
+    def end_lanes(self, minute: float, number: int, reason: str, step: int, *lanes: int, event: str = "ended") -> None:
+        pack = self.packs[number]
+        for lane in lanes:
+            key = pack["lanes"][lane]["key"]
+            self.note(minute, f"lane_{event}", pack=pack["pack"], key=key, reason=reason, step=step)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, alive: None) -> Mixed:
+    told = Mixed(tmp_path)
+    told.begin(0)
+    told.start(1, 0, 1, 2)
+    return told
+
+
+def settings(found: Status) -> list[tuple[str, int]]:
+    return [(each.pack, each.settings) for each in found.best]
+
+
+def test_a_mean_over_several_settings_says_so_and_stands_behind_those_over_one(mixed: Mixed) -> None:
+    for number, value in enumerate((2.5, 2.75, 3.0)):
+        mixed.report(2, number, 80, value, lanes=4)
+    assert settings(mixed.at(3)) == [("p000", 2), ("p001", 2), ("p002", 2)]
+    assert "2.5000  step 80  mean over 2 settings  fp32" in row(mixed.at(3), "best")
+    assert "80/400  val_loss 2.5000  mean over 2 settings  fp32" in row(mixed.at(3), "now")
+    mixed.report(4, 2, 100, 2.9, lanes=2)  # the mean is that of the lanes that the halving left
+    mixed.end_lanes(4, 2, "asha", 100, 1, 3)
+    assert settings(mixed.at(5)) == [("p002", 1), ("p000", 2), ("p001", 2)]
+    assert "2.9000  step 100  E5M2" in row(mixed.at(5), "best")
+
+
+def test_the_settings_of_a_mean_are_those_that_lived_at_its_report(mixed: Mixed) -> None:
+    mixed.report(2, 0, 100, lanes=2)
+    mixed.end_lanes(2, 0, "asha", 100, 1, 3)
+    mixed.end_lanes(2, 0, "asha", 100, 0, 2)  # stopped by its peers at the report at which it was halved
+    mixed.report(2, 1, 100, lanes=2)
+    mixed.end_lanes(2, 1, "diverged", 90, 0, 3)  # one of either learning rate
+    mixed.report(2, 2, 400, lanes=4)
+    mixed.end_lanes(2, 2, "completed", 400, 0, 1, 2, 3)
+    assert dict(settings(mixed.at(3))) == {"p000": 1, "p001": 2, "p002": 2}
+
+
+def test_what_an_audit_spared_is_in_no_mean(mixed: Mixed) -> None:
+    mixed.report(2, 0, 100, lanes=4)
+    mixed.end_lanes(2, 0, "asha", 100, 1, 3, event="audited")
+    mixed.report(2, 1, 100, lanes=4)
+    mixed.end_lanes(3, 1, "asha", 200, 1, 3, event="audited")
+    assert dict(settings(mixed.at(4))) == {"p000": 1, "p001": 2}
+
+
 def test_what_was_lost_is_not_among_the_best_and_a_report_without_the_metric_keeps_the_last(halfway: Told) -> None:
     halfway.end(5, 0, "diverged", 400)
     halfway.report(5, 3, 200, None)
@@ -185,7 +245,7 @@ def test_packs_at_work_say_how_far_they_are(halfway: Told) -> None:
 def test_the_time_left_is_what_is_planned_at_the_pace_since_the_first_pack_was_placed(halfway: Told) -> None:
     # 2 lanes x (400 + 200 + 100 + 100) steps in four minutes; two packs have 300 steps to go, two have 400.
     assert halfway.at(5).seconds_left == pytest.approx(240 * (2 * 1400) / 1600)
-    assert "about 7:00 left" in drawn(halfway.at(5))
+    assert "at most 7:00 left" in drawn(halfway.at(5))
 
 
 def test_a_pack_that_was_given_up_takes_no_more_time(halfway: Told) -> None:
@@ -231,10 +291,26 @@ def test_one_on_another_host_may_still_run(told: Told) -> None:
     told.report(2, 0, 100)
     found = told.at(3)
     assert (found.driver, found.running, found.seconds_left is not None) == ("elsewhere", True, True)
-    assert "begun on node-7 (process 12, not to be seen from here), about" in drawn(found, 120)
+    assert "begun on node-7 (process 12, not to be seen from here), at most" in drawn(found, 120)
 
 
 # --- the command
+
+
+def test_what_would_steer_the_terminal_is_seen_and_steers_nothing(told: Told, command: Command) -> None:
+    told.begin(0)
+    told.note(2, "sweep_ended", reason="\x1b[2J")
+    told.packs[0]["cell"] = "fp32 \x1b]0;title\x07 \x9b31m\r"
+    told.sweep.save()
+    told.fail(1, 0, again=False)
+    told.records[-1]["error"] = "\x1b[31mred\x1b[0m"
+    done = command("status", told.kept())
+    assert done.code == 0
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(done.out + done.err)
+    for words in (r"\x1b[2J", r"\x1b]0;title\x07", r"\x9b31m\x0d", r"\x1b[31mred"):
+        assert words in done.out, words
+    missing = command("status", "no\x1b[2Jrun")
+    assert (missing.code, "\x1b" in missing.err) == (2, False)
 
 
 def test_the_command_shows_why_trials_ended_and_how_to_go_on(halfway: Told, command: Command, monkeypatch) -> None:

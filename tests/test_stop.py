@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from command import Command
 from results.synthetic_sweep import Sweep
 
+from orchestrator.results.driver import folder_of, process_began
+from orchestrator.results.journal import Journal
 from orchestrator.results.store import Store
 
 #: Stands in for a sweep: says that it began, and at SIGTERM that it ended, as often as it is told to hear of it.
@@ -93,6 +96,28 @@ def test_one_that_does_not_leave_in_time_is_told_of(
     assert events(run).count("sweep_ended") == 1, "it was asked once"
 
 
+def test_a_copy_of_a_folder_that_is_run_is_not_run(
+    run: Path, drive: Callable[[str], subprocess.Popen], command: Command, tmp_path: Path
+) -> None:
+    driver, store = drive("heedful"), Store.open(run)
+    began = process_began(driver.pid).isoformat()
+    record = {"host": HERE, "pid": driver.pid, "began": began, "folder": folder_of(store)}
+    Journal(store).append({"event": "sweep_started", **record})
+    copy, link = tmp_path / "copy", tmp_path / "link"
+    shutil.copytree(run, copy)
+    link.symlink_to(run)
+    for other in (copy, f"file://{copy}"):
+        done = command("stop", other)
+        assert (done.code, driver.poll()) == (0, None)
+        assert "is not being run" in done.err
+    shown = command("status", copy, "--json")
+    assert (json.loads(shown.out)["driver"], json.loads(shown.out)["running"]) == ("another_folder", False)
+    assert f"process {driver.pid} runs {run}, not this folder" in " ".join(command("status", copy).out.split())
+    assert json.loads(command("status", link, "--json").out)["running"] is True
+    assert command("stop", link).code == 0
+    assert driver.wait(0) == 143
+
+
 @pytest.fixture
 def bystander() -> Iterator[int]:
     """A process that ends at any signal."""
@@ -106,22 +131,39 @@ HERE, LONG_AGO = socket.gethostname(), timedelta(days=365)
 
 
 @pytest.mark.parametrize(
-    ("host", "pid", "age", "code", "said"),
+    ("host", "pid", "age", "more", "code", "said"),
     [
-        (HERE, "bystander", LONG_AGO, 0, "is not being run"),
-        ("node-7", "bystander", timedelta(0), 4, "of node-7 and has not said that it ended"),
-        (HERE, "own", timedelta(0), 0, "is not being run"),
-        (HERE, 0, timedelta(0), 0, "is not being run"),
-        (HERE, -1, timedelta(0), 0, "is not being run"),
-        (HERE, None, timedelta(0), 0, "is not being run"),
-        (HERE, 2**22 + 1, timedelta(0), 0, "is not being run"),
+        (HERE, "bystander", LONG_AGO, {}, 0, "is not being run"),
+        (HERE, "bystander", timedelta(0), {"began": "2026-01-01T12:00:00"}, 0, "is not being run"),
+        (HERE, "bystander", timedelta(0), {"folder": "/nowhere/run"}, 0, "is not being run"),
+        ("node-7", "bystander", timedelta(0), {}, 4, "of node-7 and has not said that it ended"),
+        (HERE, "own", timedelta(0), {}, 0, "is not being run"),
+        (HERE, 0, timedelta(0), {}, 0, "is not being run"),
+        (HERE, -1, timedelta(0), {}, 0, "is not being run"),
+        (HERE, None, timedelta(0), {}, 0, "is not being run"),
+        (HERE, 2**22 + 1, timedelta(0), {}, 0, "is not being run"),
+        (HERE, 2**80, timedelta(0), {}, 0, "is not being run"),
+        (HERE, "bystander", timedelta(0), {"folder": "\0"}, 0, "is not being run"),
     ],
-    ids=["its number was taken over", "another host", "this process", "pid 0", "pid -1", "no pid", "it is gone"],
+    ids=[
+        "its number was taken over",
+        "it began at another time",
+        "it runs another folder",
+        "another host",
+        "this process",
+        "pid 0",
+        "pid -1",
+        "no pid",
+        "it is gone",
+        "no process has such a number",
+        "no folder",
+    ],
 )
 def test_nobody_else_is_sent_a_signal(
     host: str,
     pid: int | str | None,
     age: timedelta,
+    more: dict[str, str],
     code: int,
     said: str,
     run: Path,
@@ -134,7 +176,7 @@ def test_nobody_else_is_sent_a_signal(
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)) if number else kill(pid, number))
     time = (datetime.now(UTC) - age).replace(tzinfo=None).isoformat(timespec="milliseconds")
     pid = {"bystander": bystander, "own": os.getpid()}.get(pid, pid)
-    record = {"time": time, "event": "sweep_started", "host": host, "pid": pid}
+    record = {"time": time, "event": "sweep_started", "host": host, "pid": pid, **more}
     with (run / "journal.jsonl").open("a") as journal:
         journal.write(json.dumps(record) + "\n")
     done = command("stop", run)

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_a_sweep_prints_its_matrix_how_trials_ended_and_what_to_type_next(undist
     _, printed = undisturbed
     for words in ("fp32", "E4M3", "master", "nearest", "excluded", "Trials: 6 completed", "altgrad query"):
         assert words in printed
+
+
+def test_its_journal_says_which_process_began_it_when_and_where(undisturbed: tuple[Path, str]) -> None:
+    run, _ = undisturbed
+    (started,) = [record for record in records(run) if record["event"] == "sweep_started"]
+    assert started["folder"] == str(run.resolve())
+    before = datetime.fromisoformat(started["time"]) - datetime.fromisoformat(started["began"])
+    assert timedelta(seconds=-2) < before < timedelta(minutes=2)
 
 
 def test_every_step_of_every_trial_is_kept_once(undisturbed: tuple[Path, str]) -> None:

@@ -93,6 +93,7 @@ MISUSE: list[tuple[list[str], int, list[str]]] = [
     (["statsu", "done"], 2, ["statsu", "status"]),
     (["resume", "damaged"], 5, ["plan.json cannot be understood"]),
     (["status", "damaged"], 5, ["plan.json cannot be understood"]),
+    *(([verb, "empty", *more], 5, ["it is a plan without trials"]) for verb, more in OF_A_RUN.items()),
     *(([verb, "none", *more], 2, ["no sweep in 'none'"]) for verb, more in OF_A_RUN.items()),
     *(([verb, *arguments, "--no-such-option"], 2, ["no-such-option"]) for verb, arguments in COMPLETE.items()),
     *(([verb], 2, []) for verb in (*OF_A_RUN, "plan", "sweep", "train", "completion")),
@@ -105,7 +106,7 @@ def verbs() -> set[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `Use` has it, beside a run whose plan is garbled."""
+    """A folder as `Use` has it, beside a run whose plan is garbled, and one whose plan has no trials."""
     folder = tmp_path_factory.mktemp("walk")
     (folder / "walk.txt").write_text("To be, or not to be. " * 400)
     (folder / "space.yaml").write_text(SPACE)
@@ -115,6 +116,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sweep.train(sweep.add_pack(2, optimizer=optimizer, storage="nearest"), [2.5, 2.75])
     (folder / "runs/damaged").mkdir()
     (folder / "runs/damaged/plan.json").write_text("{garbled")
+    Sweep(Store.open(folder / "runs/empty")).save()
     return folder
 
 
@@ -265,12 +267,17 @@ def test_bash_completes_the_names_and_paths_of_runs(script: str, here: Path, tmp
     shim = tmp_path / "altgrad"
     shim.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m orchestrator.cli "$@"\n')
     shim.chmod(0o755)
-    assert completed(script, [str(shim), "matrix", "d"], here) == ["done", "damaged"][::-1]
+    assert completed(script, [str(shim), "matrix", "d"], here) == ["damaged", "done"]
 
 
 @pytest.mark.parametrize(
     ("begun", "offered"),
-    [("", ["damaged", "done"]), ("runs/do", ["runs/damaged", "runs/done"]), ("./", ["runs/"]), ("x/", [])],
+    [
+        ("", ["damaged", "done", "empty"]),
+        ("runs/do", ["runs/damaged", "runs/done", "runs/empty"]),
+        ("./", ["runs/"]),
+        ("x/", []),
+    ],
 )
 def test_what_is_offered_in_a_runs_place(begun: str, offered: list[str], command: Command) -> None:
     done = command("__complete", "status", begun)

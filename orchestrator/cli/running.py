@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Column, Table
 
 from orchestrator.cli.app import Json, Override, Run, Space, UnfitError, app, folder_trouble, opened, planned
-from orchestrator.terminal import FAILED_TRIALS, OK, command, err, out, say
+from orchestrator.terminal import FAILED_TRIALS, OK, command, err, out, plain, say
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
@@ -132,7 +132,7 @@ def status(
     every: Annotated[float, Parameter(validator=Number(gt=0, lte=86_400))] = 2.0,
     as_json: Json = False,
 ) -> int:
-    """Where a sweep stands, running or not: trials, rungs, the best so far, warnings, failures, time left, disk.
+    """Where a sweep stands, running or not: trials, rungs, best so far, warnings, failures, time left at most, disk.
 
     Watched, it is drawn again until the sweep has ended; Ctrl-C leaves (exit code 0), and the sweep goes on. Where
     stdout is no terminal, it is printed again whenever the journal has something new.
@@ -187,7 +187,7 @@ def _tell(found: "Status", store: "Store") -> None:
     if found.ends:
         table = Table("end", Column("trials and why", overflow="fold"), box=box.SIMPLE_HEAD, pad_edge=False)
         for end in found.ends[:_MOST_ENDS]:
-            table.add_row(end.reason if end.step is None else f"{end.reason} @{end.step}", str(end))
+            table.add_row(end.reason if end.step is None else f"{end.reason} @{end.step}", plain(str(end)))
         out.print(table)
         if len(found.ends) > _MOST_ENDS:
             out.print(f"and {len(found.ends) - _MOST_ENDS} more: {command('query', store)} @ends", soft_wrap=True)

@@ -1,15 +1,21 @@
-"""The process that drives a sweep: whether it lives, and whether it is still that one."""
+"""The process that drives a sweep: whether it lives, whether it is still that one, and which folder it runs."""
 
 import os
 import socket
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from orchestrator.results.store import Store
 
 _PROC = Path("/proc")
 #: A clock may be set back a little between a process's start and a look at it.
 _SLACK = timedelta(seconds=5)
+#: Two looks at one process's start agree to this much.
+_SAME = timedelta(seconds=2)
 
 
 class Driver(NamedTuple):
@@ -20,6 +26,22 @@ class Driver(NamedTuple):
     pid: int
     #: When it said so, UTC without zone.
     since: datetime
+    #: When the process itself began, UTC without zone; None where the record does not say.
+    began: datetime | None = None
+    #: The run's folder, see `folder_of`; None where the record does not say.
+    folder: str | None = None
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Driver":
+        """The driver of a record ``sweep_started``."""
+        pid, folder = record.get("pid"), record.get("folder")
+        return cls(
+            host=str(record.get("host")),
+            pid=pid if type(pid) is int else 0,
+            since=datetime.fromisoformat(record["time"]),
+            began=_moment(record.get("began")),
+            folder=folder if isinstance(folder, str) else None,
+        )
 
     @property
     def is_here(self) -> bool:
@@ -30,7 +52,8 @@ class Driver(NamedTuple):
     def is_alive(self) -> bool:
         """Whether another process on this host is the one that said so.
 
-        A process that took over the number of one that is gone began after the record was written.
+        A process that took over the number of one that is gone began at another time: after the record was written,
+        where that does not say when its own process began.
         """
         if not self.is_here or self.pid == os.getpid() or not _exists(self.pid):
             return False
@@ -38,7 +61,33 @@ class Driver(NamedTuple):
             began = process_began(self.pid)
         except PermissionError:  # somebody else's, and hidden from us
             return True
-        return began is not None and began <= self.since + _SLACK
+        if began is None or self.began is None:
+            return began is not None and began <= self.since + _SLACK
+        return abs(began - self.began) <= _SAME
+
+    def is_of(self, store: Store) -> bool:
+        """Whether the folder that it said it runs is this one, by whatever path; True where it did not say.
+
+        A copy of a run's folder has a copy of its journal.
+        """
+        here = folder_of(store)
+        if self.folder is None or self.folder == here:
+            return True
+        try:
+            return "://" not in here and os.path.samefile(self.folder, here)
+        except (OSError, ValueError):  # it is not there, or is no path
+            return False
+
+    def drives(self, store: Store) -> bool:
+        """Whether it lives, and runs the sweep in this folder."""
+        return self.is_of(store) and self.is_alive
+
+
+def folder_of(store: Store) -> str:
+    """A run's folder as the journal names it: without links, without options of its filesystem."""
+    if "://" not in store.uri:
+        return os.path.realpath(store.uri)
+    return urlsplit(store.uri)._replace(query="", fragment="").geturl().rstrip("/")
 
 
 def process_began(pid: int) -> datetime | None:
@@ -82,12 +131,19 @@ def _from_ps(pid: int) -> datetime | None:
     return datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=seconds)
 
 
+def _moment(text: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)).replace(tzinfo=None)
+    except ValueError:
+        return None
+
+
 def _exists(pid: int) -> bool:
     if pid <= 0:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -172,9 +172,7 @@ class SweepState:
     def _driver_changed(self, record: Mapping[str, Any]) -> None:
         self.driver = None
         if record["event"] == "sweep_started":
-            pid = record.get("pid")
-            since = datetime.fromisoformat(record["time"])
-            self.driver = Driver(str(record.get("host")), pid if isinstance(pid, int) else 0, since)
+            self.driver = Driver.from_record(record)
         for lane in self.lanes.values():
             if lane.status == "running":
                 lane.status = "planned"

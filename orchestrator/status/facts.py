@@ -12,9 +12,10 @@ from orchestrator.results.schema import END_REASONS
 #: Cells named among the best.
 _BEST = 5
 
-#: ``alive`` on this host; ``elsewhere``: begun on another host, which cannot be seen from here; ``vanished`` without a
-#: word; ``ended`` in order; ``none``: nobody has begun.
-DriverState = Literal["alive", "elsewhere", "vanished", "ended", "none"]
+#: ``alive`` on this host; ``elsewhere``: begun on another host, which cannot be seen from here; ``another_folder``:
+#: alive, but what it runs is the folder of which this is a copy; ``vanished`` without a word; ``ended`` in order;
+#: ``none``: nobody has begun.
+DriverState = Literal["alive", "elsewhere", "another_folder", "vanished", "ended", "none"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class PackStatus:
     #: The last mean of the metric over its lanes, and the step it was measured at; None where it has none.
     value: float | None
     value_step: int | None
+    #: Settings of the nuisance parameters that it is the mean of; what is above 1 is no setting's own value.
+    settings: int
     #: Rank warnings in that report.
     warnings: int
 
@@ -96,13 +99,14 @@ class Status:
     #: Why it ended: ``finished``, a signal's name, ``failures`` or ``disk_full``.
     ended_by: str | None
     heard: datetime | None
-    #: Seconds that what is planned takes at the pace of this driver; None where there is no pace. Stopping shortens it.
+    #: Seconds that what is planned takes at most: at this driver's pace, with nothing stopped. None without a pace.
     seconds_left: float | None
     #: Trials by state, in the order of their life; those at zero left out.
     trials: dict[str, int]
     #: Packs that reached each rung, by its step; empty without halving.
     rungs: dict[int, list[str]]
-    #: The best pack of every cell by its last report, the best cell first.
+    #: The best pack of every cell by its last report, the best cell first; those that are means over several settings
+    #: come after those that are not.
     best: list[PackStatus]
     #: Packs that train now.
     at_work: list[PackStatus]
@@ -135,14 +139,14 @@ class Status:
         ended = sum(n for state, n in self.trials.items() if state in END_REASONS)
         lines = {
             "best": [
-                standing(each.value, each.value_step, each.label)
+                standing(each.value, each.value_step, each.settings, each.label)
                 for each in self.best[:_BEST]
                 if each.value is not None and each.value_step is not None
             ],
             "warned": [f"{each.warnings} at step {each.step}  {each.label}" for each in self.warned],
             "failed": [str(each) for each in self.failures],
             "now": [
-                training(each.step, each.steps, self.metric, each.value, each.warnings, each.label)
+                training(each.step, each.steps, self.metric, each.value, each.settings, each.warnings, each.label)
                 for each in self.at_work
             ],
             "disk": [f"{size(self.disk.used)} used, {size(self.disk.free)} free"] if self.disk else [],
@@ -152,12 +156,15 @@ class Status:
 
     def _note(self) -> str:
         heard = f"last heard {clock((self.at - self.heard).total_seconds())} ago" if self.heard else ""
-        left = "" if self.seconds_left is None else f", about {clock(self.seconds_left)} left"
+        left = "" if self.seconds_left is None else f", at most {clock(self.seconds_left)} left"
         match self.driver:
             case "alive":
                 return f"being run{left} (process {self.pid}, {heard})"
             case "elsewhere":
                 return f"begun on {self.host} (process {self.pid}, not to be seen from here){left}, {heard}"
+            case "another_folder":
+                assert self.state.driver is not None
+                return f"not being run: process {self.pid} runs {self.state.driver.folder}, not this folder"
             case "vanished":
                 return f"not being run: process {self.pid} is gone without a word, {heard}"
             case "ended":

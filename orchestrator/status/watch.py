@@ -32,7 +32,7 @@ class Watch:
         if time.monotonic() - self._measured >= _DISK_SECONDS:
             self._disk, self._measured = _disk(self._store), time.monotonic()
         now = datetime.now(UTC).replace(tzinfo=None)
-        return status(self._plan, self._records, now, self._disk), bool(new)
+        return status(self._plan, self._records, now, self._disk, self._store), bool(new)
 
 
 def _disk(store: Store) -> Disk | None:

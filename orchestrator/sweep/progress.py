@@ -12,6 +12,7 @@ from orchestrator.picture import Picture, label, standing, training
 from orchestrator.plan import Pack, Plan
 from orchestrator.quantities import clock
 from orchestrator.results.schema import END_REASONS
+from orchestrator.sweep.halving import nuisance_setting
 from orchestrator.sweep.stopping import rung_steps
 
 
@@ -23,6 +24,8 @@ class Progress:
         self._name = plan.spec.name
         self._packs = {pack.pack: pack for pack in plan.packs}
         self._keys = {lane.key: pack.pack for pack in plan.packs for lane in pack.lanes}
+        plain = plan.to_dict()
+        self._settings = {lane.key: nuisance_setting(plain, lane.config) for pack in plan.packs for lane in pack.lanes}
         self._ended = dict(ended)
         self._running: dict[str, Mapping[str, Any]] = {}
         self._rungs: dict[int, set[str]] = {}
@@ -30,7 +33,8 @@ class Progress:
         if rules.type == "asha":
             self._rungs = {rung: set() for rung in rung_steps(rules.min_iter, rules.eta, steps)}
         self._metric = plan.spec.metric
-        self._best: tuple[float, int, str] | None = None
+        #: The best report's rank (lower is better) and what is shown of it.
+        self._best: tuple[tuple[bool, float], str] | None = None
         self._steps_done = 0
         self._seen_steps: Counter[str] = Counter()
         self._began = time.monotonic()
@@ -52,7 +56,9 @@ class Progress:
             self._first = time.monotonic()
 
     def reported(self, pack: str, result: Mapping[str, Any]) -> None:
-        """A pack reported: ``step``, the step its attempt was ``resumed_at``, and the metric where a lane lives."""
+        """A pack reported: ``step``, the step its attempt was ``resumed_at``, the keys of the lanes ``alive``, ends and
+        audits (``ended``), and the metric where a lane lives.
+        """
         self._running[pack] = result
         step = int(result["step"])
         before = max(self._seen_steps[pack], int(result["resumed_at"]))
@@ -62,12 +68,16 @@ class Progress:
             if step >= rung:
                 reached.add(pack)
         value = result.get(self._metric.name)
-        if value is not None and value == value and (self._best is None or self._better(value)):
-            self._best = (value, step, _label(self._packs[pack]))
+        if value is not None and value == value:
+            settings = self._averaged(result)
+            rank = settings > 1, value if self._metric.goal == "minimize" else -value
+            if self._best is None or rank < self._best[0]:
+                self._best = rank, standing(value, step, settings, _label(self._packs[pack]))
 
-    def _better(self, value: float) -> bool:
-        assert self._best is not None
-        return value < self._best[0] if self._metric.goal == "minimize" else value > self._best[0]
+    def _averaged(self, result: Mapping[str, Any]) -> int:
+        """Settings that a report's mean is over: those of the living lanes that no audit spared."""
+        audited = {end["key"] for end in result["ended"] if end.get("audited")}
+        return len({self._settings[key] for key in result["alive"] if key not in audited})
 
     def ended(self, key: str, reason: str) -> None:
         """A trial ended."""
@@ -96,7 +106,7 @@ class Progress:
         return {state: n for state, n in states.items() if n}
 
     def seconds_left(self) -> float | None:
-        """What the steps that are still planned will take at the pace so far; stopping may shorten it."""
+        """What the steps that are still planned take at the pace so far: stopping, also inside packs, shortens it."""
         if self._first is None or not self._steps_done:
             return None
         elapsed = time.monotonic() - self._first
@@ -110,8 +120,8 @@ class Progress:
 
     def __rich__(self) -> RenderableType:
         left = self.seconds_left()
-        eta = f"about {clock(left)} left" if left and self._running else self._note
-        best = [standing(*self._best)] if self._best else []
+        eta = f"at most {clock(left)} left" if left and self._running else self._note
+        best = [self._best[1]] if self._best else []
         return Picture(
             name=self._name,
             note=f"{clock(time.monotonic() - self._began)}, {eta}",
@@ -126,7 +136,9 @@ class Progress:
     def _at_work(self, name: str) -> str:
         result, pack = self._running[name], self._packs[name]
         value, warnings = result.get(self._metric.name), result.get("warnings", 0)
-        return training(result["step"], pack.lanes[0].config.steps, self._metric.name, value, warnings, _label(pack))
+        settings = 1 if value is None else self._averaged(result)
+        steps, metric = pack.lanes[0].config.steps, self._metric.name
+        return training(result["step"], steps, metric, value, settings, warnings, _label(pack))
 
 
 def _label(pack: Pack) -> str:

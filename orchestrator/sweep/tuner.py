@@ -17,6 +17,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.plan import Plan
+from orchestrator.results.driver import folder_of, process_began
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
 from orchestrator.signals import Caught
@@ -84,7 +85,7 @@ def run_sweep(
     observer = SweepObserver(state, journal, progress, *limits, again=set(names) - set(state.unfinished))
     departure = Departure(store, caught, observer, progress)
     with room_on_disk(store, observer):
-        journal.append({"event": "sweep_started", "command": sys.argv, **_where(), "versions": versions()})
+        journal.append({"event": "sweep_started", "command": sys.argv, **_where(store), "versions": versions()})
         delete_checkpoints(store, set(state.attempts) - set(names))
         progress.say("starting Ray")
         with ray_here(address, caught):
@@ -166,5 +167,11 @@ def _wandb_folder(store: Store, name: str) -> Path:
     return Path(store.uri) if "://" not in store.uri else Path(tempfile.gettempdir()) / f"altgrad-{name}"
 
 
-def _where() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname()}
+def _where(store: Store) -> dict[str, Any]:
+    began = process_began(os.getpid())
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "began": began and began.isoformat(timespec="milliseconds"),
+        "folder": folder_of(store),
+    }

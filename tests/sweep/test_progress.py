@@ -40,7 +40,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def report(progress: Progress, pack: str, step: int, value: float | None = 3.0, **more: Any) -> None:
-    result = {"step": step, "resumed_at": 0, "lanes": 2, "warnings": 0, **more}
+    result = {"step": step, "resumed_at": 0, "lanes": 2, "warnings": 0, "alive": [], "ended": [], **more}
     progress.reported(pack, result if value is None else result | {"val_loss": value})
 
 
@@ -124,6 +124,24 @@ def test_the_best_is_the_best_of_what_was_measured(goal: str, best: str, tmp_pat
     assert row(progress, "best") == best
 
 
+def test_a_mean_over_several_settings_says_so_and_is_best_only_where_there_is_no_other(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    progress = Progress(plan, {})
+    first, second, _ = plan.packs
+    both = [lane.key for lane in first.lanes]
+    one_rate = [lane.key for lane in first.lanes if lane.config.lr == first.lanes[0].config.lr]
+    report(progress, first.pack, 10, 2.5, alive=both)
+    assert row(progress, "best") == "2.5000  step 10  mean over 2 settings  fp32"
+    assert "10/80  val_loss 2.5000  mean over 2 settings  fp32" in drawn(progress, 80)
+    report(progress, first.pack, 20, 2.75, alive=one_rate)
+    assert row(progress, "best") == "2.7500  step 20  fp32"
+    report(progress, second.pack, 20, 2.25, alive=[lane.key for lane in second.lanes])
+    assert row(progress, "best") == "2.7500  step 20  fp32"
+    audited = [{"key": lane.key, "audited": True} for lane in first.lanes if lane.key not in one_rate]
+    report(progress, first.pack, 30, 2.0, alive=both, ended=audited)
+    assert row(progress, "best") == "2.0000  step 30  fp32", "what an audit spared is in no mean"
+
+
 def test_a_trials_end_is_told_where_nobody_watches(plan: Plan) -> None:
     progress = Progress(plan, {plan.packs[0].lanes[0].key: "completed"})
     told: list[str] = []
@@ -152,7 +170,7 @@ def test_the_time_left_is_what_is_planned_at_the_pace_so_far(plan: Plan, clock: 
     report(progress, plan.packs[0].pack, 40)
     # 2 lanes x 40 steps in 8 s; there are 12 lanes x 80 steps in all.
     assert progress.seconds_left() == pytest.approx((12 * 80 - 80) / 10)
-    assert "about 1:28 left" in drawn(progress, 80)
+    assert "at most 1:28 left" in drawn(progress, 80)
 
 
 def test_trials_that_end_early_shorten_it(plan: Plan, clock: Clock) -> None:
