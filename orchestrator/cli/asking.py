@@ -48,9 +48,10 @@ def query(
         raise UsageError(str(error)) from error
     if file is not None:
         local.write(file, data)
-    else:
-        sys.stdout.flush()
+    elif form in export.BINARY:
         sys.stdout.buffer.write(data)
+    else:
+        print(data.decode(), end="")
     return OK
 
 

@@ -14,8 +14,8 @@ from orchestrator.results.store import Store
 _PROC = Path("/proc")
 #: A clock may be set back a little between a process's start and a look at it.
 _SLACK = timedelta(seconds=5)
-#: Two looks at one process's start agree to this much.
-_SAME = timedelta(seconds=2)
+#: Two looks at one process's start agree to this much: it is counted from a clock that may be set in between.
+_SAME = timedelta(seconds=60)
 
 
 class Driver(NamedTuple):
