@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 
 from altgrad.training.config import RunConfig
 from orchestrator.plan import Plan, make_plan
-from orchestrator.results.journal import Journal, SweepState, load_plan
+from orchestrator.results.journal import PLAN_PATH, Journal, SweepState, load_plan
 from orchestrator.results.plan_shape import check_shape
 from orchestrator.results.runs import SPACE_PATH, find_run
 from orchestrator.results.store import Store, validate_name
 from orchestrator.space import SweepSpec, dump_yaml
 from orchestrator.widening import NotWiderError, Widened, widen
 
-#: The trials that the search space gave.
-PLAN = "plan.json"
 #: Plans that a wider one took the place of, numbered from 1.
 PREVIOUS = "plan-{}.json"
 
@@ -69,7 +67,7 @@ def _plan_trouble(store: Store) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise DamagedRunError(f"{store.uri}: {PLAN} cannot be understood: {why}") from error
+        raise DamagedRunError(f"{store.uri}: {PLAN_PATH} cannot be understood: {why}") from error
 
 
 def run_store(name: str, runs: str) -> Store:
@@ -129,7 +127,7 @@ def claim(plan: Plan, store: Store, check: Check = lambda plan, state: None) -> 
         RunFolderError: it holds another sweep, or another process is running this one.
         DamagedRunError: the plan it holds cannot be understood.
     """
-    widened, is_new = None, not store.exists(PLAN)
+    widened, is_new = None, not store.exists(PLAN_PATH)
     if not is_new:
         held = read_plan(store)
         if held.spec_hash == plan.spec_hash:
@@ -160,7 +158,7 @@ def _widened(held: Plan, plan: Plan, store: Store) -> Widened:
 
 def _take_further(widened: Widened, store: Store) -> None:
     """Replace the plan and keep the one before; safe to be cut off anywhere, and to be done again."""
-    number, before = 1, store.read_bytes(PLAN)
+    number, before = 1, store.read_bytes(PLAN_PATH)
     while store.exists(PREVIOUS.format(number)) and store.read_bytes(PREVIOUS.format(number)) != before:
         number += 1
     store.write_bytes(PREVIOUS.format(number), before)
@@ -171,4 +169,4 @@ def _take_further(widened: Widened, store: Store) -> None:
 
 def _write_plan(plan: Plan, store: Store) -> None:
     store.write_bytes(SPACE_PATH, dump_yaml(plan.spec.to_dict()).encode())
-    store.write_bytes(PLAN, json.dumps(plan.to_dict(), indent=1).encode())
+    store.write_bytes(PLAN_PATH, json.dumps(plan.to_dict(), indent=1).encode())

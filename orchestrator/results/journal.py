@@ -164,11 +164,6 @@ class SweepState:
         """Packs with a lane that has not ended or has failed, in the plan's order."""
         return list(dict.fromkeys(lane.pack for lane in self.lanes.values() if lane.status != "finished"))
 
-    @property
-    def driver_alive(self) -> bool:
-        """Whether another process on this host is driving the sweep."""
-        return self.driver is not None and self.driver.is_alive
-
     def _driver_changed(self, record: Mapping[str, Any]) -> None:
         self.driver = None
         if record["event"] == "sweep_started":

@@ -242,8 +242,9 @@ NOW, LONG_AGO = "9999-01-01T00:00:00.000", "1999-01-01T00:00:00.000"
 def test_a_driver_is_alive_while_its_process_is(host: str, pid: int, said: str, ended: bool, alive: bool) -> None:
     records = [at("sweep_started", host=host, pid=pid, command=[], versions={}) | {"time": said}]
     records += [at("sweep_ended", reason="finished")] * ended
-    assert SweepState.from_records(PLAN, records).driver_alive is alive
+    driver = SweepState.from_records(PLAN, records).driver
+    assert (driver is not None and driver.is_alive) is alive
 
 
 def test_a_sweep_never_started_has_no_driver() -> None:
-    assert not SweepState.from_records(PLAN, []).driver_alive
+    assert SweepState.from_records(PLAN, []).driver is None
