@@ -7,24 +7,22 @@ over those: reading JSON lines is linear in the lines.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import synthetic_run
 from benchmarks.arguments import positive
+from benchmarks.figures import show
 from orchestrator.plan import Plan
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.matrix import matrix
@@ -125,15 +123,6 @@ def measure(run: Path, plan: Plan, rounds: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def table(result: Mapping[str, Any], load: float) -> Table:
-    """The figures for a person."""
-    shown = Table("what", "figure", title=f"load average before: {load:.2f}", title_justify="left")
-    for name, value in result.items():
-        for part, figure in value.items() if isinstance(value, Mapping) else [("", value)]:
-            shown.add_row(f"{name} {part}", f"{figure:.3f}" if isinstance(figure, float) else f"{figure:,}")
-    return shown
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,10 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         plan = synthetic_run.make(folder / "run", options.trials, options.rows)
         result = measure(folder / "run", plan, options.rounds, folder / "ray")
-    result["load_average"] = load
-    Console().print(table(result, load))
-    if options.json:
-        print(json.dumps(result))
+    show({**result, "load_average": load}, options.json)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from benchmarks.arguments import positive
+from benchmarks.figures import show
 
 ROOT = Path(__file__).parents[1]
 #: No trial ends before its last step, on our side either.
@@ -174,14 +172,6 @@ def resident_mib(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def table(result: Mapping[str, Any], load: float) -> Table:
-    """The figures for a person."""
-    shown = Table("what", "figure", title=f"load average before: {load:.2f}", title_justify="left")
-    for name, value in result.items():
-        shown.add_row(name, f"{value:.3f}" if isinstance(value, float) else escape(str(value)))
-    return shown
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,10 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         space = options.space.absolute()
         result = noop(options.noop, folder) if options.noop else compare(space, options.overrides, folder)
-    result["load_average"] = load
-    Console().print(table(result, load))
-    if options.json:
-        print(json.dumps(result))
+    show({**result, "load_average": load}, options.json)
 
 
 if __name__ == "__main__":

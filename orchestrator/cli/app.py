@@ -111,6 +111,17 @@ def opened(run: str) -> "Store":
 
 
 @contextmanager
+def asked_wrongly() -> Iterator[None]:
+    """What is refused is the caller's mistake, unless it is damage."""
+    try:
+        yield
+    except DamagedError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+@contextmanager
 def folder_trouble() -> Iterator[None]:
     """What is wrong with a run's folder is the caller's mistake, or damage."""
     from orchestrator.run_folder import DamagedRunError, RunFolderError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from orchestrator.cli.app import UsageError, app, opened
+from orchestrator.cli.app import UsageError, app, asked_wrongly, opened
 from orchestrator.terminal import OK, say_damaged, show_rows
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ def query(
         return OK
     from orchestrator.results import export, local
 
-    try:
+    with asked_wrongly():
         data = export.encode(rows, form)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     if file is not None:
         local.write(file, data)
     elif form in export.BINARY:
@@ -67,10 +65,8 @@ def _format(asked: Format | None, file: Path | None) -> str:
         raise UsageError(f"{file} is a folder: --out names a file")
     if asked == "table":
         raise UsageError("a table is for the terminal: for a file choose another --format, such as markdown")
-    try:
+    with asked_wrongly():
         return asked or export.format_of(file)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _named() -> "pa.Table":
@@ -90,14 +86,12 @@ def _answer(runs: Sequence[str], question: str, timeout: float, memory: str | No
     stores = [opened(run) for run in runs]
     if len(question.split()) == 1 and is_run(question):
         raise UsageError(f"{question} is a run: SQL or the @name of a query is missing after it")
-    try:
+    with asked_wrongly():
         # What can be said at once is said before datasets are brought up to date.
         run_names(stores)
         check_limits(timeout, memory)
         if question.startswith("@"):
             find(question)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     for store in stores:
         say_damaged(consolidate(store))
     asked = stores if len(stores) > 1 else stores[0]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from orchestrator.cli.app import Json, Run, UsageError, app, opened
+from orchestrator.cli.app import Json, Run, UsageError, app, asked_wrongly, opened
 from orchestrator.terminal import INTEGRITY, OK, err, out, say_damaged, show_sentences
 
 Columns = Annotated[tuple[str, ...], Parameter("--cols", consume_multiple=True, negative="")]
@@ -66,7 +66,6 @@ def matrix(
     """
     from orchestrator.results.consolidate import consolidate as gather
     from orchestrator.results.consolidate import mended
-    from orchestrator.results.errors import DamagedError
     from orchestrator.results.matrix import matrix as build
     from orchestrator.results.matrix_text import to_csv, to_markdown
     from orchestrator.results.paired import benefits, sentences
@@ -76,12 +75,8 @@ def matrix(
         raise UsageError("--json, --markdown and --csv are three ways to print the same: give one")
     store = opened(run)
     say_damaged(gather(store))
-    try:
+    with asked_wrongly():
         built = mended([store], lambda: build(store, rows, columns, metric))
-    except DamagedError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     found = benefits(built)
     said = sentences(built, found)
     if as_json:
@@ -110,7 +105,6 @@ def report(*runs: Run, out: Path | None = None) -> int:
     """
     from orchestrator.results.consolidate import consolidate as gather
     from orchestrator.results.consolidate import mended
-    from orchestrator.results.errors import DamagedError
     from orchestrator.results.report.writing import HTML_PATH, MARKDOWN_PATH, check_place
     from orchestrator.results.report.writing import report as write
     from orchestrator.results.runs import run_names
@@ -128,21 +122,15 @@ def report(*runs: Run, out: Path | None = None) -> int:
     folder, names = stores[0], (HTML_PATH, MARKDOWN_PATH)
     if out is not None:
         folder, names = Store.open(out.parent), (out.name, out.with_suffix(".md").name)
-    try:
+    with asked_wrongly():
         # What can be said at once is said before datasets are brought up to date.
         run_names(stores)
         check_place(folder, names)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     with err.status("reading and drawing"):
         for store in stores:
             say_damaged(gather(store))
-        try:
+        with asked_wrongly():
             made = mended(stores, lambda: write(stores))
-        except DamagedError:
-            raise
-        except ValueError as error:
-            raise UsageError(str(error)) from error
     for name, text in zip(names, made, strict=True):
         folder.write_bytes(name, text.encode())
         print(f"{folder.uri}/{name}")

@@ -17,7 +17,7 @@ from orchestrator.doctor.ray_here import token_file
 
 _STARTS = ("head_start_ray_commands", "worker_start_ray_commands")
 #: Words that stand where somebody's own were to go.
-_PLACEHOLDER = re.compile(r"\bBUCKET\b|\bEDIT\b|\bCHANGE_?ME\b|\bexample\.(?:org|com)\b|<[A-Za-z_-]+>(?!\\S)")
+_PLACEHOLDER = re.compile(r"\bBUCKET\b|\bEDIT\b|\bCHANGE_?ME\b|\bexample\.(?:org|com)\b|<[A-Za-z_-]+>")
 
 
 def check(path: Path) -> Finding:
