@@ -18,12 +18,12 @@ from torch import Tensor
 
 from altgrad.quantization import fused
 from altgrad.quantization.formats import E4M3, E5M2, FP8Format
-from altgrad.training.callbacks import EARLY_STEPS
 from altgrad.training.config import RankConfig, RunConfig
 from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.ranks import EARLY_STEPS
 from benchmarks import quantize, sweep, synthetic_run
 from benchmarks.learn_as_nanogpt import Curves, compare
-from benchmarks.train_step import WARM_UP, Cost, Plain, Program, Size, Tracked, Untracked, measure
+from benchmarks.train_step import ROUND, WARM_UP, Cost, Plain, Program, Size, Tracked, Untracked, measure
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.named import NAMED, ask
 from orchestrator.results.store import Store
@@ -131,12 +131,14 @@ def test_programs_are_timed_in_turn_with_checks_apart() -> None:
     log: list[tuple[str, int]] = []
     programs: dict[str, Program] = {name: Recording(name, log) for name in "ABC"}
     measure(programs, rounds=4, config=RunConfig(ranks=RankConfig(interval=5)))
-    assert "".join(name for name, _ in log) == "ABC" * (len(log) // 3)
+    turns = [(name, len(list(steps))) for name, steps in itertools.groupby(name for name, _ in log)]
+    assert turns == [(name, n) for n in [ROUND] * (2 * WARM_UP + 7) + [1] + [2] * 3 for name in "ABC"]
     steps = [step for name, step in log if name == "A"]
-    assert steps[: WARM_UP + 3] == [1, 2, 3, 4, 6, 7]
+    first, later = ROUND * (WARM_UP + 3), ROUND * (2 * WARM_UP + 7)
+    assert steps[:6] == [1, 2, 3, 4, 6, 7]
     assert EARLY_STEPS % 5 == 0
-    assert steps[WARM_UP + 3 : 2 * WARM_UP + 7] == [EARLY_STEPS + step for step in (1, 2, 3, 4, 6, 7, 8)]
-    assert steps[2 * WARM_UP + 7 :] == [0, *(EARLY_STEPS + step for step in (10, 15, 20))]
+    assert steps[first : first + 7] == [EARLY_STEPS + step for step in (1, 2, 3, 4, 6, 7, 8)]
+    assert steps[later:] == [0, *(steps[later - 1] // 5 * 5 + step for step in (4, 5, 9, 10, 14, 15))]
 
 
 def test_a_run_has_first_steps_checks_and_rows_as_often_as_they_occur() -> None:

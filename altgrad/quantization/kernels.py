@@ -10,8 +10,9 @@ The numbers that make a format are tensors, so formats mix freely along a lane a
 No function here converts or checks anything: see `altgrad.quantization.ops` for the public door.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from altgrad.quantization.formats import FP8Format
 
 _EXPONENT_FIELD = 0x7F800000
 _SIGN = -0x80000000
+#: All bits of a float32 but its sign. What they say as integers is in the order of the magnitudes.
+MAGNITUDE = 0x7FFFFFFF
 _HALF = 0x00400000
 _ONE = 127 << 23
 #: Exponents from which c could overflow (2**90), and how far such values are lowered (2**32).
@@ -98,19 +101,29 @@ def _clamped(v: Tensor, n: FormatNumbers) -> Tensor:
     return torch.minimum(torch.maximum(v, -n.max_value), n.max_value)
 
 
-def _rounded(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest value on the grid, its signed significand in the binade of ``v``, and the exponent of that binade."""
-    v = _clamped(v, n)
+class _Rounded(NamedTuple):
+    """What becomes of values in a format's range."""
+
+    #: The nearest on the grid.
+    q: Tensor
+    #: ``v + c`` and ``c``.
+    moved: Tensor
+    c: Tensor
+    #: The exponent (bits) of the binade of ``v``.
+    exponent: Tensor
+
+
+def _rounded(v: Tensor, n: FormatNumbers) -> _Rounded:
     exponent = _binade(v, n)
     if not n.tall:
         moved, c = _moved(v, exponent, n)
-        return moved - c, moved.view(torch.int32) - c.view(torch.int32), exponent
+        return _Rounded(moved - c, moved, c, exponent)
     # Where c would overflow, the value is lowered by a power of two and the result raised again: both exact.
     lift = ~((exponent - _TALL) >> 31) & _LIFT
     low = v * (_ONE - lift).view(torch.float32)
     moved, c = _moved(low, exponent - lift, n)
     q = (moved - c) * (_ONE + lift).view(torch.float32)
-    return q, moved.view(torch.int32) - c.view(torch.int32), exponent
+    return _Rounded(q, moved, c, exponent)
 
 
 def _moved(v: Tensor, exponent: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
@@ -127,7 +140,65 @@ def round_nearest(v: Tensor, n: FormatNumbers) -> Tensor:
     tensor([[3.1250e-01, 4.4800e+02],
             [2.5000e-01, 5.1200e+02]])
     """
-    return _rounded(v, n)[0]
+    return _rounded(_clamped(v, n), n).q
+
+
+class Edges(NamedTuple):
+    """Where the outermost roundings of one format a lane begin, as bits of float32 magnitudes: int32, ``(lanes,)``.
+
+    Bits of magnitudes are in the order of the magnitudes, and integers are compared and counted faster than floats.
+    """
+
+    #: The largest that rounds to zero.
+    to_zero: Tensor
+    #: The largest that does not round to the largest value.
+    below_end: Tensor
+
+    def view(self, *shape: int) -> "Edges":
+        """The same, each tensor reshaped."""
+        return Edges._make(tensor.view(shape) for tensor in self)
+
+
+def edges(formats: Sequence[FP8Format], device: torch.device | str | None = None) -> Edges:
+    """Where rounding gives zero, and where the largest value; what it says of float32 itself means nothing.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> edges([E4M3]).to_zero.view(torch.float32)  # half of the smallest value, 2**-9
+    tensor([0.0010])
+    """
+    return Edges(*torch.tensor([_edges(format) for format in formats], dtype=torch.int32, device=device).unbind(1))
+
+
+@functools.cache
+def _edges(format: FP8Format) -> tuple[int, int]:
+    """Found by asking the rounding itself, which is monotonic."""
+    numbers = format_numbers([format])
+
+    def last(holds: Callable[[float], bool]) -> int:
+        low, high = 0, _EXPONENT_FIELD
+        while high - low > 1:
+            middle = (low + high) // 2
+            value = torch.tensor([middle], dtype=torch.int32).view(torch.float32)
+            low, high = (middle, high) if holds(round_nearest(value, numbers).item()) else (low, middle)
+        return low
+
+    return last(lambda rounded: rounded == 0), last(lambda rounded: rounded < format.max_representable_value)
+
+
+def round_and_mark(v: Tensor, n: FormatNumbers, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
+    """`round_nearest`, which values it puts on the last rung, and which it rounds to zero though they are not.
+
+    Marks are 0 or 1, int32; of values that are not finite, and in float32 lanes, they mean nothing.
+
+    >>> from altgrad.quantization.formats import E4M3
+    >>> round_and_mark(torch.tensor([0.0, 0.0009, 0.3, -440.0]), format_numbers([E4M3]), edges([E4M3]))[1:]
+    (tensor([0, 0, 0, 1], dtype=torch.int32), tensor([0, 1, 0, 0], dtype=torch.int32))
+    """
+    v = _clamped(v, n)
+    magnitude = v.view(torch.int32) & MAGNITUDE
+    at_end = (magnitude - edges.below_end).clamp_(0, 1)
+    kept = (magnitude - edges.to_zero).clamp_(0, 1)
+    return _rounded(v, n).q, at_end, magnitude.clamp_max_(1).sub_(kept)
 
 
 def round_to_rungs(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
@@ -139,7 +210,8 @@ def round_to_rungs(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
     >>> round_to_rungs(torch.tensor([0.3, -0.3]), format_numbers([E4M3]))
     (tensor([ 0.3125, -0.3125]), tensor([ 42, -42], dtype=torch.int32))
     """
-    q, significand, exponent = _rounded(v, n)
+    q, moved, c, exponent = _rounded(_clamped(v, n), n)
+    significand = moved.view(torch.int32) - c.view(torch.int32)
     binade = (exponent - n.min_exponent) >> n.rest_bits
     return q, torch.addcmul(significand, significand.clamp(-1, 1), binade)
 

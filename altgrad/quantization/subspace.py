@@ -1,6 +1,7 @@
 """Largest singular values followed from step to step, by several vectors at once."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,8 @@ from torch import Tensor
 
 #: Added to the diagonal of correlations of unit vectors, so that dependent ones have a Cholesky factor in float32.
 _RIDGE = 1e-6
+#: Rows of stacks are worked on together, padded with zeros, where the longest are not longer than this times others.
+_PADDED = 8
 
 
 def subspace_step(
@@ -17,8 +20,8 @@ def subspace_step(
 
     A single vector (power iteration, arXiv 1802.05957) stays with an old leading direction long after a new one has
     outgrown it. Among several, the new one is found while it is still second or third. The matrices are read once,
-    however many vectors there are; what is done to the small matrices of correlations is done for all at once. The
-    answer lies on the other side of the matrices, so the next step takes them transposed.
+    however many vectors there are; what is done to the images of the vectors is done for all at once. The answer lies
+    on the other side of the matrices, so the next step takes them transposed.
 
     Args:
         stacks: float32 matrices, those of one shape together, each ``(B, m, n)``.
@@ -37,36 +40,91 @@ def subspace_step(
     >>> round(norms.item(), 4)
     3.0
     """
-    k = max(v.shape[-2] for v in vectors)
-    images = [_scaled(torch.bmm(v, w.mT)) for v, w in zip(vectors, stacks, strict=True)]
-    lengths = [torch.linalg.vector_norm(rows, dim=-1, keepdim=True) for rows, _ in images]
-    units = [rows / torch.where(of > 0, of, 1.0) for (rows, _), of in zip(images, lengths, strict=True)]
-    correlations = _correlations(units, k)
-    mixes = _orthonormalizing(correlations).split([len(v) for v in vectors])
-    following = [
-        torch.where(_usable(largest), torch.bmm(mix[:, : len(v[0]), : len(v[0])], unit), other)
-        for mix, unit, v, other, (_, largest) in zip(mixes, units, vectors, others, images, strict=True)
-    ]
-    length = torch.cat([F.pad(of, (0, 0, 0, k - of.shape[-2])) for of in lengths])
-    largest = torch.cat([of for _, of in images])
-    norm = _largest_eigenvalue(correlations * length * length.mT).sqrt() * largest
-    return torch.where(largest == 0, 0.0, torch.where(_usable(largest), norm, torch.nan)).flatten(), following
+    images = _images([torch.bmm(v, w.mT) for v, w in zip(vectors, stacks, strict=True)])
+    norms: list[Tensor] = [torch.empty(0)] * len(stacks)
+    for of in images:
+        for i, found in of.split(of.norms()):
+            norms[i] = found
+    return torch.cat(norms), _following(images, others)
+
+
+def subspace_iteration(stacks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Both halves of a subspace iteration, without the norms: as far as two steps, at less than their cost.
+
+    Args:
+        stacks: float32 matrices, those of one shape together, each ``(B, m, n)``.
+        vectors: for each stack orthonormal rows ``(B, k, n)``, ``k <= m, n``.
+
+    Returns:
+        For each stack the rows ``(B, k, n)`` to go on with; ``vectors`` where a matrix is zero or not finite, or so
+        large or small that its square is.
+    """
+    there_and_back = [torch.bmm(torch.bmm(v, w.mT), w) for v, w in zip(vectors, stacks, strict=True)]
+    return _following(_images(there_and_back), vectors)
+
+
+class _Images(NamedTuple):
+    """What vectors become under their matrices, of stacks whose rows are about as long."""
+
+    #: Where the stacks stand among all, and how many matrices each has.
+    places: list[int]
+    counts: list[int]
+    #: Rows of unit length, ``(B, k, length)``, padded with zeros; zero where there is nothing to normalise.
+    units: Tensor
+    #: What they were divided by: lengths ``(B, k, 1)``, and before that the largest magnitude of each matrix's rows,
+    #: ``(B, 1, 1)``.
+    lengths: Tensor
+    largest: Tensor
+    #: Products of the unit rows with one another, ``(B, k, k)``.
+    correlations: Tensor
+
+    def split(self, values: Tensor) -> list[tuple[int, Tensor]]:
+        """``(B, ...)`` by stack, each with its place."""
+        return list(zip(self.places, values.split(self.counts), strict=True))
+
+    def norms(self) -> Tensor:
+        """Spectral norms ``(B,)``."""
+        lengths, largest = self.lengths, self.largest
+        norm = _largest_eigenvalue(self.correlations * lengths * lengths.mT).sqrt() * largest
+        return torch.where(largest == 0, 0.0, torch.where(_usable(largest), norm, torch.nan)).flatten()
+
+
+def _images(rows: Sequence[Tensor]) -> list[_Images]:
+    return [_images_together([rows[i] for i in places], places) for places in _places([of.shape[-1] for of in rows])]
+
+
+def _places(lengths: Sequence[int]) -> list[list[int]]:
+    """Which stacks are worked on together."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if not groups or lengths[groups[-1][0]] > _PADDED * lengths[i]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def _images_together(stacks: Sequence[Tensor], places: list[int]) -> _Images:
+    k, length = (max(rows.shape[axis] for rows in stacks) for axis in (-2, -1))
+    rows = torch.cat([F.pad(rows, (0, length - rows.shape[-1], 0, k - rows.shape[-2])) for rows in stacks])
+    largest = rows.abs().amax((-1, -2), keepdim=True)
+    rows = rows / torch.where(_usable(largest), largest, 1.0)
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    units = rows / torch.where(lengths > 0, lengths, 1.0)
+    return _Images(places, [len(rows) for rows in stacks], units, lengths, largest, torch.bmm(units, units.mT))
+
+
+def _following(images: Sequence[_Images], others: Sequence[Tensor]) -> list[Tensor]:
+    following = list(others)
+    for of in images:
+        orthonormal = torch.bmm(_orthonormalizing(of.correlations), of.units)
+        for (i, rows), (_, usable) in zip(of.split(orthonormal), of.split(_usable(of.largest)), strict=True):
+            other = others[i]
+            following[i] = torch.where(usable, rows[:, : other.shape[-2], : other.shape[-1]], other)
+    return following
 
 
 def _usable(largest: Tensor) -> Tensor:
     return (largest > 0) & largest.isfinite()
-
-
-def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows ``(B, k, n)`` divided by their largest magnitude, and that, ``(B, 1, 1)``."""
-    largest = rows.abs().amax((-1, -2), keepdim=True)
-    return rows / torch.where(_usable(largest), largest, 1.0), largest
-
-
-def _correlations(stacks: Sequence[Tensor], k: int) -> Tensor:
-    """Products of the rows of each ``(B, <=k, n)`` with one another, ``(sum of B, k, k)``, zero beyond the rows."""
-    grams = [torch.bmm(rows, rows.mT) for rows in stacks]
-    return torch.cat([F.pad(gram, (0, k - gram.shape[-1], 0, k - gram.shape[-1])) for gram in grams])
 
 
 def _orthonormalizing(correlations: Tensor) -> Tensor:

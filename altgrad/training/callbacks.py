@@ -1,20 +1,18 @@
-"""Observers of the loop: what flips, how ranks move, and when a falling rank is worth a warning."""
+"""Observers of the loop: what flips, and when a falling rank is worth a warning."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from altgrad.quantization.diagnostics import is_update
-from altgrad.quantization.kernels import uniform_bits
-from altgrad.quantization.rank_health import RankHealthMonitor, RankTrendDetector, spectral_stats
-from altgrad.quantization.subspace import subspace_step
+from altgrad.quantization.rank_health import RankHealthMonitor, RankTrendDetector
 from altgrad.training.config import RankConfig
 from altgrad.training.metrics import discrete_metrics
 from altgrad.training.precision import Transition, WeightGrid
-from altgrad.training.weights import Stack, lane_sum
+from altgrad.training.weights import Stack
 
 
 class FlipObserver:
@@ -42,79 +40,6 @@ class FlipObserver:
     def turn(self) -> None:
         """Take the directions of the step observed last."""
         self.direction, self._next_direction = self._next_direction, self.direction
-
-
-#: Singular vectors that are followed. With these numbers stable rank is within 1 % at every step of a run of nanoGPT's
-#: CPU size; with one vector it is up to 65 % too high while the first directions of learning outgrow the random start.
-_VECTORS = 8
-#: Steps of `subspace_step` on the initial weights, at each of the early steps of training, in which those directions
-#: are born, and at each later one; and how many steps are early. Where a step of training takes an odd number of them,
-#: the next begins on the other side of the matrices.
-_FIRST, _EARLY, _LATER, EARLY_STEPS = 40, 9, 1, 120
-
-
-class RankObserver:
-    """Follows the ranks of one stack: stable rank at every step, whole spectra at intervals."""
-
-    def __init__(self, stack: Stack) -> None:
-        rows, columns = stack.stored.shape[-2:]
-        k = min(_VECTORS, rows, columns)
-        #: About the leading left singular vectors, ``(n, L, k, in)``: set by odd steps, read by even ones.
-        self.left = _orthonormal(k, rows, stack)
-        #: About the right ones, ``(n, L, k, out)``: set by even steps, read by odd ones.
-        self.right = _orthonormal(k, columns, stack)
-        for i in range(1, _FIRST + 1):
-            stable_ranks([stack], [self], i % 2 == 1)
-
-    @staticmethod
-    def spectra(stack: Stack) -> dict[str, Tensor]:
-        """Exact ranks of the stored and of the working weights, float64 ``(n, L)``."""
-        stored = spectral_stats(stack.stored)
-        same = stack.working is stack.stored
-        working = stored if same else spectral_stats(stack.working)
-        return {
-            "exact_stable_rank": stored.stable_rank.double(),
-            "effective_rank": stored.effective_rank.double(),
-            "spectral_norm": stored.spectral_norm.double(),
-            "quantized_stable_rank": working.stable_rank.double(),
-            "quantized_effective_rank": working.effective_rank.double(),
-            "quantized_spectral_norm": working.spectral_norm.double(),
-        }
-
-
-def _orthonormal(count: int, length: int, stack: Stack) -> Tensor:
-    """Random rows ``(n, L, count, length)``, the same for all matrices."""
-    key = torch.zeros(1, dtype=torch.int32, device=stack.stored.device)
-    rows = uniform_bits(key, count * length).view(length, count) - 0.5
-    return torch.linalg.qr(rows).Q.mT.repeat(*stack.stored.shape[:2], 1, 1)
-
-
-def rank_steps(step: int) -> int:
-    """How often a step of training takes `stable_ranks`."""
-    return _EARLY if step <= EARLY_STEPS else _LATER
-
-
-def stable_ranks(stacks: Sequence[Stack], observers: Sequence[RankObserver], from_right: bool) -> Tensor:
-    """Stable ranks (arXiv 1906.04659) by one step of the subspace iteration, float64 ``(S, L)``, stack by stack."""
-    matrices = [stack.stored.flatten(0, 1) for stack in stacks]
-    left = [of.left.flatten(0, 1) for of in observers]
-    right = [of.right.flatten(0, 1) for of in observers]
-    if from_right:
-        norms, found = subspace_step(matrices, right, left)
-    else:
-        norms, found = subspace_step([matrix.mT for matrix in matrices], left, right)
-    for observer, vectors in zip(observers, found, strict=True):
-        target = observer.left if from_right else observer.right
-        target.copy_(vectors.view_as(target))
-    squares = torch.cat([lane_sum(stack.stored.square()) for stack in stacks])
-    return squares / norms.view_as(squares).double().square()
-
-
-#: The columns of `RankObserver.spectra`, NaN between rank checks.
-SPECTRA = (
-    *("exact_stable_rank", "effective_rank", "spectral_norm"),
-    *("quantized_stable_rank", "quantized_effective_rank", "quantized_spectral_norm"),
-)
 
 
 class RankAlarm(NamedTuple):

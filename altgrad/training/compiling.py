@@ -30,14 +30,14 @@ _COST, _COST_A_LAYER = 40.0, 6.0
 _SAVED, _SAVED_AN_ELEMENT = 2e-3, 1.9e-9
 
 
-def compiled(function: _F) -> _F:
+def compiled(function: _F, **options: Any) -> _F:
     """A function under `torch.compile`. What a lane has of its own is a tensor: other 8-bit formats compile nothing.
 
     Where the compiler fails, before anything has run, the function goes on eagerly and says so once.
     """
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # two seconds to import
 
-    program = torch.compile(function, **_SETTINGS, options=_THREADS | exact_options())
+    program = torch.compile(function, **_SETTINGS, options=_THREADS | exact_options() | options)
     failed = False
 
     @functools.wraps(function)

@@ -59,7 +59,7 @@ class Lanes:
         self.recorder = self._recorder(formats)
         self.loss, self.programs = self._loss, EAGER
         if is_compiled(self.config, device):
-            self.loss, self.programs = compiled(self._loss), compiled_programs()
+            self.loss, self.programs = compiled(self._loss, realize_reads_threshold=0), compiled_programs()
 
     def _parts(self, formats: Formats, values: Mapping[str, Tensor]) -> list[Part]:
         """Parameters of one shape, with the same formats and the same optimizer, make one part."""

@@ -14,7 +14,7 @@ from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.lane_optimizer import LaneNumbers
 from altgrad.training.lanes import Lanes
 from altgrad.training.metrics import Rows
-from altgrad.training.move import move
+from altgrad.training.move import COLUMNS, move
 
 #: Hears of every report: (step, rows since the last one) -> keys of lanes that end here, or None.
 Report = Callable[[int, Rows], "set[str] | None"]
@@ -86,7 +86,7 @@ def train_step(lanes: Lanes, step: int) -> None:
         norms, total = lanes.take_gradients()
         factor = (numbers.grad_clip / (total.float() + 1e-6)).clamp_max(1.0)
         columns = move(lanes.parts, lanes.programs, numbers, factor, step, lanes.config.ranks.interval)
-        layers = dict(zip(columns, torch.stack([*columns.values()]).index_select(1, lanes.order), strict=True))
+        layers = dict(zip(COLUMNS, columns.index_select(1, lanes.order), strict=True))
         layers |= {"grad_norm": norms} | _flow_columns(lanes)
         tokens = torch.full_like(total, float(step * inputs[0].numel()))
         lanes.recorder.add(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from altgrad.quantization.kernels import FormatNumbers
+from altgrad.quantization.kernels import MAGNITUDE, FormatNumbers
 from altgrad.quantization.rank_health import RankHealthMonitor
 from altgrad.training.precision import Transition
 from altgrad.training.weights import count
@@ -48,7 +48,9 @@ def discrete_metrics(
     out.copy_(torch.addcmul(before, flipped, direction - before))
     flips, updates, both = count(flipped), count(updated), count(flipped & updated)
     size = float(moved[0, 0].numel())
-    at_end = t.after.abs().ge_(numbers.max_rung)
+    rungs = t.after.abs()
+    at_end = (rungs - (numbers.max_rung - 1)).clamp_min_(0)
+    lost = t.unrounded.view(torch.int32).bitwise_and(MAGNITUDE).clamp_max_(1) - rungs.clamp_max(1)
     return {
         "updates": updates,
         "flips": flips,
@@ -56,7 +58,7 @@ def discrete_metrics(
         "oscillations": -count(reversed_),
         "rung_distance": count(moved.abs(), most=2 * torch.iinfo(t.before.dtype).max) / flips,
         "weight_saturated": count(at_end) / size,
-        "weight_underflowed": count(t.unrounded.abs().gt_(0).to(torch.int32) - t.after.abs().clamp_max_(1)) / size,
+        "weight_underflowed": count(lost) / size,
     }
 
 

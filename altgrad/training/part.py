@@ -4,17 +4,31 @@ Shapes: L lanes, n matrices of the stack.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from altgrad.quantization.formats import FP8Format
-from altgrad.training.callbacks import FlipObserver, RankObserver
+from altgrad.training.callbacks import FlipObserver
 from altgrad.training.config import RunConfig
 from altgrad.training.lane_optimizer import LaneNumbers, LaneOptimizer
 from altgrad.training.metrics import DISCRETE
 from altgrad.training.precision import WeightGrid
+from altgrad.training.ranks import RankObserver
 from altgrad.training.weights import Stack, lane_sum, per_lane
+
+#: Columns of `Moved`.
+MOVED = (*DISCRETE, "scale")
+
+
+class Moved(NamedTuple):
+    """What a step did to matrices, float64."""
+
+    #: `MOVED`, ``(len(MOVED), n, L)``; NaN where there are no codes.
+    columns: Tensor
+    #: Sums of squares of the stored weights, ``(n, L)``.
+    squares: Tensor
 
 
 class Part:
@@ -35,7 +49,7 @@ class Part:
         self.stack.take_gradient()
         return lane_sum(self.stack.gradient.square())
 
-    def move(self, numbers: LaneNumbers, factor: Tensor) -> dict[str, Tensor]:
+    def move(self, numbers: LaneNumbers, factor: Tensor) -> Moved | None:
         """Clip, optimize, round, and count what that did to the codes.
 
         Args:
@@ -43,18 +57,23 @@ class Part:
             factor: what clipping multiplies the gradient by, ``(L,)``.
 
         Returns:
-            The matrices' columns, float64 ``(n, L)``, NaN where there are no codes; none for vectors.
+            What that did to the matrices; None for vectors.
         """
         stack = self.stack
         gradient = stack.gradient * per_lane(factor, stack.gradient)
         self.optimizer.step(stack, gradient, numbers)
         if self.grid is not None and self.flips is not None:
             columns = self.flips.observe(self.grid.round(stack), gradient)
-            return columns | {"scale": self.grid.frozen + self.flips.undefined}
+            columns["scale"] = self.grid.frozen + self.flips.undefined
+            return Moved(torch.stack([columns[name] for name in MOVED]), self.squares())
         if self.ranks is None:
-            return {}
-        undefined = torch.full(stack.stored.shape[:2], torch.nan, dtype=torch.float64, device=stack.stored.device)
-        return dict.fromkeys((*DISCRETE, "scale"), undefined)
+            return None
+        squares = self.squares()
+        return Moved(squares.new_full((len(MOVED), *squares.shape), torch.nan), squares)
+
+    def squares(self) -> Tensor:
+        """Sums of squares of the stored weights, float64 ``(n, L)``."""
+        return lane_sum(self.stack.stored.square())
 
     def rescale(self) -> Tensor | None:
         """Move on to the next step; codes that change with the scale, as `WeightGrid.rescale` has them."""

@@ -13,8 +13,10 @@ from torch import Tensor
 from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
 from altgrad.quantization.kernels import (
     FormatNumbers,
+    edges,
     format_numbers,
     random_bits,
+    round_and_mark,
     round_nearest,
     round_stochastic,
     round_to_rungs,
@@ -284,6 +286,7 @@ class Flow:
         """``formats``: one a lane; float32 where nothing is to be done."""
         self.scaler = Scaler([formats], config, device)
         self._numbers = format_numbers(formats, device).view(-1, 1, 1)
+        self._edges = edges(formats, device).view(-1, 1, 1)
         self._idle = all(f.is_identity for f in formats)
         undefined = torch.tensor([f.is_identity for f in formats], device=device)
         self._undefined = torch.where(undefined, float("nan"), 0.0).double()
@@ -320,12 +323,8 @@ class Flow:
         undefined = torch.where(amax.isfinite(), self._undefined, torch.nan)
         scale = self.scaler.observe(amax.unsqueeze(0), self._slot).view(-1, 1, 1)
         v = x / scale
-        q = round_nearest(v, self._numbers)
+        q, at_end, lost = round_and_mark(v, self._numbers, self._edges)
         size = float(x[0].numel())
-        # Bits of magnitudes are in the order of the magnitudes, and integers are counted faster than masks.
-        before, after = v.abs().view(torch.int32), q.abs().view(torch.int32)
-        below_end = (self._numbers.max_value.view(torch.int32) - after).clamp_max_(1)
-        lost = before.clamp_max_(1) - after.clamp_max(1)
-        self.saturated.copy_(1 - count(below_end) / size + undefined)
+        self.saturated.copy_(count(at_end) / size + undefined)
         self.underflowed.copy_(count(lost) / size + undefined)
         return q * scale

@@ -56,7 +56,6 @@ def is_exact_in_bf16(format: FP8Format, config: RunConfig) -> bool:
     return not format.is_identity and not scaled and format.significand_bits <= _BF16_MANTISSA
 
 
-@torch.library.custom_op("altgrad::bmm_bf16", mutates_args=())
 def bmm_bf16(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of float32 tensors whose values bf16 has too, added in float32: ``(L, m, k) @ (L, k, n)``.
 
@@ -76,7 +75,11 @@ def bmm_bf16(a: Tensor, b: Tensor) -> Tensor:
         switch.fp32_precision = usual
 
 
-@bmm_bf16.register_fake
+#: The same, as something that a compiler leaves as it is. Eagerly a custom operator imports the compiler: two seconds.
+_bmm_bf16_opaque = torch.library.custom_op("altgrad::bmm_bf16", bmm_bf16, mutates_args=())
+
+
+@_bmm_bf16_opaque.register_fake
 def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
@@ -84,7 +87,8 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 def multiply(a: Tensor, b: Tensor, spans: Spans) -> Tensor:
     """``a @ b``, each lane in its own way."""
     if len(spans) == 1:
-        return bmm_bf16(a, b) if spans[0].exact else torch.bmm(a, b)
+        exact = _bmm_bf16_opaque if torch.compiler.is_compiling() else bmm_bf16
+        return exact(a, b) if spans[0].exact else torch.bmm(a, b)
     pieces = [multiply(a[s.start : s.stop], b[s.start : s.stop], (Span(0, s.stop - s.start, s.exact),)) for s in spans]
     return torch.cat(pieces)
 

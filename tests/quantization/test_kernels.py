@@ -36,6 +36,24 @@ def test_formats_side_by_side_compute_as_alone() -> None:
         assert format is FP32 or torch.equal(rungs[i], kernels.value_to_rung(nearest[i], n)), format.name
 
 
+@by_every_name
+def test_marks_say_what_rounding_did(format: FP8Format) -> None:
+    if format is FP32:
+        return  # nothing is rounded, and marks mean nothing
+    values = [hard_values(format), near_values(format, 10_000), random_values(10_000)]
+    v = torch.from_numpy(np.concatenate([each[np.isfinite(each)] for each in values]))
+    edges = kernels.edges([format]).view()
+    q, at_end, lost = kernels.round_and_mark(v, numbers(format), edges)
+    assert same_bits(q, kernels.round_nearest(v, numbers(format)))
+    assert torch.equal(at_end.bool(), q.abs() == format.max_representable_value)
+    assert torch.equal(lost.bool(), (q == 0) & (v != 0))
+    assert at_end.any()
+    assert lost.any()
+    for edge, beyond in ((edges.to_zero, lambda q: q != 0), (edges.below_end, lambda q: q == q.max())):
+        pair = torch.stack([edge, edge + 1]).view(torch.float32)
+        assert beyond(kernels.round_nearest(pair, numbers(format))).tolist() == [False, True]
+
+
 @by_name
 def test_rungs_count_along_the_grid(format: FP8Format) -> None:
     values = torch.from_numpy(grid(format))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from altgrad.quantization.subspace import subspace_step
+from altgrad.quantization.subspace import subspace_iteration, subspace_step
 
 SHAPES = [(8, 16), (40, 40), (96, 32), (65, 128), (128, 512), (512, 128)]
 
@@ -117,12 +117,39 @@ def test_bits_do_not_depend_on_the_batch(shape: tuple[int, int], threads: int) -
 
 
 def test_stacks_of_different_shapes_go_together_as_alone() -> None:
-    """Also where one has so few rows that it has fewer vectors."""
-    stacks = [normal(3, 40, 60), normal(1, 4, 16), normal(2, 64, 32)]
-    sides = [start(stacks[0]), start(stacks[1], vectors=4), start(stacks[2])]
-    found, following = subspace_step(stacks, [of.right for of in sides], [of.left for of in sides])
+    """Also where one has so few rows that it has fewer vectors, and where one is much taller than the others."""
+    stacks = [normal(3, 40, 60), normal(1, 4, 16), normal(2, 64, 32), normal(2, 1000, 60)]
+    sides = [start(stacks[0]), start(stacks[1], vectors=4), start(stacks[2]), start(stacks[3])]
+    vectors = [of.right for of in sides], [of.left for of in sides]
+    found, following = subspace_step(stacks, *vectors)
     for i, (stack, of_stack) in enumerate(zip(stacks, sides, strict=True)):
         first = sum(map(len, stacks[:i]))
         alone, (after,) = subspace_step([stack], [of_stack.right], [of_stack.left])
         torch.testing.assert_close(found[first : first + len(stack)], alone, rtol=1e-6, atol=0)
         torch.testing.assert_close(following[i], after, rtol=1e-3, atol=1e-5)
+
+
+def test_an_iteration_goes_as_far_as_two_steps() -> None:
+    """The same rows up to rotation, so that the next norms are the same."""
+    stacks = [normal(3, 40, 60), normal(1, 4, 16), normal(2, 64, 32)]
+    sides = [start(stacks[0]), start(stacks[1], vectors=4), start(stacks[2])]
+    right, left = [of.right for of in sides], [of.left for of in sides]
+    once = subspace_iteration(stacks, right)
+    for rows, k in zip(once, (8, 4, 8), strict=True):
+        torch.testing.assert_close(torch.bmm(rows, rows.mT), torch.eye(k).expand(len(rows), k, k), rtol=0, atol=1e-4)
+    _, there = subspace_step(stacks, right, left)
+    _, back = subspace_step([stack.mT for stack in stacks], there, right)
+    found, expected = (subspace_step(stacks, rows, left)[0] for rows in (once, back))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
+def test_an_iteration_keeps_the_vectors_of_what_it_cannot_square() -> None:
+    stack = normal(5, 16, 32)
+    stack[0], stack[1, 2, 3], stack[2, 0, 0] = 0.0, math.nan, math.inf
+    stack[3] *= 1e30
+    before = start(stack).right
+    (after,) = subspace_iteration([stack], [before])
+    assert torch.equal(after[:4], before[:4])
+    (alone,) = subspace_iteration([stack[4:]], [before[4:]])
+    assert torch.equal(after[4:], alone)
+    assert not torch.equal(after[4:], before[4:])
