@@ -226,7 +226,8 @@ class Cost(NamedTuple):
 def measure(programs: Mapping[str, Program], rounds: int, config: RunConfig) -> dict[str, Cost]:
     """Time all programs side by side, a few steps of each in turn: first steps, later ones, and rank checks."""
     interval = config.ranks.interval
-    few = max(3, rounds // 4)
+    # The early rounds are over before the later ones begin.
+    few = min(max(3, rounds // 4), EARLY_STEPS // ROUND - WARM_UP - 1)
     early = _rounds(programs, _unchecked(1, WARM_UP + few, interval))
     ordinary = _unchecked(EARLY_STEPS + 1, WARM_UP + rounds, interval)
     later = _rounds(programs, ordinary)

@@ -144,7 +144,7 @@ def round_nearest(v: Tensor, n: FormatNumbers) -> Tensor:
 
 
 class Edges(NamedTuple):
-    """Where the outermost roundings of one format a lane begin, as bits of float32 magnitudes: int32, ``(lanes,)``.
+    """Thresholds of one format a lane, as bits of float32 magnitudes: int32, ``(lanes,)``.
 
     Bits of magnitudes are in the order of the magnitudes, and integers are compared and counted faster than floats.
     """
@@ -159,11 +159,11 @@ class Edges(NamedTuple):
         return Edges._make(tensor.view(shape) for tensor in self)
 
 
-def edges(formats: Sequence[FP8Format], device: torch.device | str | None = None) -> Edges:
+def format_edges(formats: Sequence[FP8Format], device: torch.device | str | None = None) -> Edges:
     """Where rounding gives zero, and where the largest value; what it says of float32 itself means nothing.
 
     >>> from altgrad.quantization.formats import E4M3
-    >>> edges([E4M3]).to_zero.view(torch.float32)  # half of the smallest value, 2**-9
+    >>> format_edges([E4M3]).to_zero.view(torch.float32)  # half of the smallest value, 2**-9
     tensor([0.0010])
     """
     return Edges(*torch.tensor([_edges(format) for format in formats], dtype=torch.int32, device=device).unbind(1))
@@ -191,7 +191,7 @@ def round_and_mark(v: Tensor, n: FormatNumbers, edges: Edges) -> tuple[Tensor, T
     Marks are 0 or 1, int32; of values that are not finite, and in float32 lanes, they mean nothing.
 
     >>> from altgrad.quantization.formats import E4M3
-    >>> round_and_mark(torch.tensor([0.0, 0.0009, 0.3, -440.0]), format_numbers([E4M3]), edges([E4M3]))[1:]
+    >>> round_and_mark(torch.tensor([0.0, 0.0009, 0.3, -440.0]), format_numbers([E4M3]), format_edges([E4M3]))[1:]
     (tensor([0, 0, 0, 1], dtype=torch.int32), tensor([0, 1, 0, 0], dtype=torch.int32))
     """
     v = _clamped(v, n)

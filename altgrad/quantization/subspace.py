@@ -20,8 +20,8 @@ def subspace_step(
 
     A single vector (power iteration, arXiv 1802.05957) stays with an old leading direction long after a new one has
     outgrown it. Among several, the new one is found while it is still second or third. The matrices are read once,
-    however many vectors there are; what is done to the images of the vectors is done for all at once. The answer lies
-    on the other side of the matrices, so the next step takes them transposed.
+    however many vectors there are; what is done to the images of the vectors is done for all at once, as far as their
+    lengths are comparable. The answer lies on the other side of the matrices, so the next step takes them transposed.
 
     Args:
         stacks: float32 matrices, those of one shape together, each ``(B, m, n)``.
@@ -40,27 +40,14 @@ def subspace_step(
     >>> round(norms.item(), 4)
     3.0
     """
-    images = _images([torch.bmm(v, w.mT) for v, w in zip(vectors, stacks, strict=True)])
-    norms: list[Tensor] = [torch.empty(0)] * len(stacks)
-    for of in images:
-        for i, found in of.split(of.norms()):
-            norms[i] = found
-    return torch.cat(norms), _following(images, others)
+    images = _images(stacks, vectors)
+    norms = dict(place for of in images for place in of.split(of.norms()))
+    return torch.cat([norms[i] for i in range(len(stacks))]), _following(images, others)
 
 
-def subspace_iteration(stacks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-    """Both halves of a subspace iteration, without the norms: as far as two steps, at less than their cost.
-
-    Args:
-        stacks: float32 matrices, those of one shape together, each ``(B, m, n)``.
-        vectors: for each stack orthonormal rows ``(B, k, n)``, ``k <= m, n``.
-
-    Returns:
-        For each stack the rows ``(B, k, n)`` to go on with; ``vectors`` where a matrix is zero or not finite, or so
-        large or small that its square is.
-    """
-    there_and_back = [torch.bmm(torch.bmm(v, w.mT), w) for v, w in zip(vectors, stacks, strict=True)]
-    return _following(_images(there_and_back), vectors)
+def follow_subspace(stacks: Sequence[Tensor], vectors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """The rows that `subspace_step` returns, without the norms."""
+    return _following(_images(stacks, vectors), others)
 
 
 class _Images(NamedTuple):
@@ -89,7 +76,8 @@ class _Images(NamedTuple):
         return torch.where(largest == 0, 0.0, torch.where(_usable(largest), norm, torch.nan)).flatten()
 
 
-def _images(rows: Sequence[Tensor]) -> list[_Images]:
+def _images(stacks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[_Images]:
+    rows = [torch.bmm(v, w.mT) for v, w in zip(vectors, stacks, strict=True)]
     return [_images_together([rows[i] for i in places], places) for places in _places([of.shape[-1] for of in rows])]
 
 

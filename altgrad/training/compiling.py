@@ -31,7 +31,9 @@ _SAVED, _SAVED_AN_ELEMENT = 2e-3, 1.9e-9
 
 
 def compiled(function: _F, **options: Any) -> _F:
-    """A function under `torch.compile`. What a lane has of its own is a tensor: other 8-bit formats compile nothing.
+    """A function under `torch.compile`, with further options of its compiler where given.
+
+    What a lane has of its own is a tensor: other 8-bit formats compile nothing.
 
     Where the compiler fails, before anything has run, the function goes on eagerly and says so once.
     """

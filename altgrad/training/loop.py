@@ -15,6 +15,7 @@ from altgrad.training.lane_optimizer import LaneNumbers
 from altgrad.training.lanes import Lanes
 from altgrad.training.metrics import Rows
 from altgrad.training.move import COLUMNS, move
+from altgrad.training.precision import FLOW_SHARES
 
 #: Hears of every report: (step, rows since the last one) -> keys of lanes that end here, or None.
 Report = Callable[[int, Rows], "set[str] | None"]
@@ -104,9 +105,8 @@ def evaluate(lanes: Lanes) -> Tensor:
 
 
 def _flow_columns(lanes: Lanes) -> dict[str, Tensor]:
-    flows = (("activation", lanes.activations), ("gradient", lanes.gradients))
-    return {
-        f"{kind}_{share}": torch.stack([getattr(flow, share) for flow in of_matrices])
-        for kind, of_matrices in flows
-        for share in ("saturated", "underflowed")
-    }
+    columns: dict[str, Tensor] = {}
+    for kind, flows in (("activation", lanes.activations), ("gradient", lanes.gradients)):
+        shares = torch.stack([flow.shares for flow in flows], dim=1)
+        columns |= zip((f"{kind}_{share}" for share in FLOW_SHARES), shares, strict=True)
+    return columns

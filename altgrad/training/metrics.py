@@ -31,7 +31,7 @@ def discrete_metrics(
 ) -> dict[str, Tensor]:
     """Counts of one stack's step, each float64 ``(n, L)``; undefined is NaN. Rescale flips are counted elsewhere.
 
-    Masks are numbers, 0 or 1, made by comparing in place: booleans are slow in PyTorch's loops and in compiled ones.
+    Masks are numbers, 0 or 1: booleans are slow in PyTorch's loops and in compiled ones.
 
     Args:
         t: the rungs before and after.

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from altgrad.training.compiling import compiled
 from altgrad.training.lane_optimizer import LaneNumbers
-from altgrad.training.part import MOVED, Moved, Part
-from altgrad.training.ranks import SPECTRA, Sides, iterate, iterations, stable_ranks
+from altgrad.training.part import MOVED, Part
+from altgrad.training.ranks import SPECTRA, Sides, follow, products, stable_ranks
 
 #: What `move` measures of every matrix.
 COLUMNS = (*MOVED, "rescale_flips", "stable_rank", *SPECTRA)
@@ -23,9 +23,8 @@ COLUMNS = (*MOVED, "rescale_flips", "stable_rank", *SPECTRA)
 class Programs(NamedTuple):
     """What is done at every step, eager or compiled. Matrices come in the order of the parts."""
 
-    move: Callable[[Sequence[Part], LaneNumbers, Tensor], Moved]
-    ranks_from_right: Callable[[Sequence[Sides], Tensor], Tensor]
-    ranks_from_left: Callable[[Sequence[Sides], Tensor], Tensor]
+    move: Callable[[Sequence[Part], LaneNumbers, Tensor], Tensor]
+    stable_ranks: Callable[[Sequence[Sides], bool], Tensor]
 
 
 def move(
@@ -49,56 +48,46 @@ def move(
     for part in matrices:
         if part.grid:
             part.grid.begin(step)
-    columns, squares = programs.move(parts, numbers, factor)
-    rescaled = columns[MOVED.index("flips")] * 0.0
-    if (changed := _rescale(matrices)) is not None:
-        rescaled += changed
-        squares = torch.cat([part.squares() for part in matrices])  # weights that live on the grid moved with it
-    ranks = _stable_ranks(matrices, squares, programs, step)
+    columns = programs.move(parts, numbers, factor)
+    flips = columns[MOVED.index("flips")]
+    rescaled = flips * 0.0 + _rescale(matrices)
+    ranks = _stable_ranks(matrices, programs, step).view_as(flips)
     if step % rank_interval:
-        spectra = squares.new_full((len(SPECTRA), *squares.shape), torch.nan)
+        spectra = flips.new_full((len(SPECTRA), *flips.shape), torch.nan)
     else:
         spectra = torch.cat([part.ranks.spectra(part.stack) for part in matrices if part.ranks], dim=1)
     return torch.cat([columns, torch.stack([rescaled, ranks]), spectra])
 
 
-def _rescale(matrices: Sequence[Part]) -> Tensor | None:
-    """Codes that change with their scale, float64 ``(S, L)``; None where no scale moved."""
+def _rescale(matrices: Sequence[Part]) -> Tensor | float:
     counts = [part.rescale() for part in matrices]
     if all(changed is None for changed in counts):
-        return None
+        return 0.0
     kinds = [part.stack.stored.new_zeros(part.stack.stored.shape[:2], dtype=torch.float64) for part in matrices]
     return torch.cat([zero if changed is None else changed for changed, zero in zip(counts, kinds, strict=True)])
 
 
-def _stable_ranks(matrices: Sequence[Part], squares: Tensor, programs: Programs, step: int) -> Tensor:
-    sides = [part.ranks.sides(part.stack) for part in matrices if part.ranks]
-    from_right = step % 2 == 1
-    for _ in range(iterations(step)):
-        iterate(sides, from_right)
-    return (programs.ranks_from_right if from_right else programs.ranks_from_left)(sides, squares)
+def _stable_ranks(matrices: Sequence[Part], programs: Programs, step: int) -> Tensor:
+    """Float64, one of each matrix and lane."""
+    sides = [part.ranks.sides for part in matrices if part.ranks]
+    *first, last = (product % 2 == 0 for product in products(step))
+    for from_right in first:
+        follow(sides, from_right)
+    return programs.stable_ranks(sides, last)
 
 
-def _move(parts: Sequence[Part], numbers: LaneNumbers, factor: Tensor) -> Moved:
-    moved = [of_part for part in parts if (of_part := part.move(numbers, factor))]
-    return Moved(torch.cat([of.columns for of in moved], dim=1), torch.cat([of.squares for of in moved]))
+def _move(parts: Sequence[Part], numbers: LaneNumbers, factor: Tensor) -> Tensor:
+    return torch.cat([moved for part in parts if (moved := part.move(numbers, factor)) is not None], dim=1)
 
 
-def _ranks_from_right(stacks: Sequence[Sides], squares: Tensor) -> Tensor:
-    return stable_ranks(stacks, squares, from_right=True)
+EAGER = Programs(_move, stable_ranks)
 
-
-def _ranks_from_left(stacks: Sequence[Sides], squares: Tensor) -> Tensor:
-    return stable_ranks(stacks, squares, from_right=False)
-
-
-EAGER = Programs(_move, _ranks_from_right, _ranks_from_left)
-
-#: How the compiler comes to see one loop over each stack: whatever is used twice is kept, and nothing is moved away.
+#: How the compiler comes to see one loop over each stack: what it would else compute twice is kept, and nothing moves
+#: away from what it belongs to. Measured on CPUs.
 ONE_LOOP = {"realize_reads_threshold": 3, "reorder_for_locality": False, "cpp.max_horizontal_fusion_size": 64}
 
 
 @functools.cache
 def compiled_programs() -> Programs:
     """`EAGER` compiled. Made when it is wanted: PyTorch's compiler takes two seconds to import."""
-    return Programs(compiled(_move, **ONE_LOOP), *(compiled(program) for program in EAGER[1:]))
+    return Programs(compiled(_move, **ONE_LOOP), compiled(stable_ranks))

@@ -4,7 +4,6 @@ Shapes: L lanes, n matrices of the stack.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,17 +17,8 @@ from altgrad.training.precision import WeightGrid
 from altgrad.training.ranks import RankObserver
 from altgrad.training.weights import Stack, lane_sum, per_lane
 
-#: Columns of `Moved`.
+#: What `Part.move` measures of every matrix.
 MOVED = (*DISCRETE, "scale")
-
-
-class Moved(NamedTuple):
-    """What a step did to matrices, float64."""
-
-    #: `MOVED`, ``(len(MOVED), n, L)``; NaN where there are no codes.
-    columns: Tensor
-    #: Sums of squares of the stored weights, ``(n, L)``.
-    squares: Tensor
 
 
 class Part:
@@ -49,7 +39,7 @@ class Part:
         self.stack.take_gradient()
         return lane_sum(self.stack.gradient.square())
 
-    def move(self, numbers: LaneNumbers, factor: Tensor) -> Moved | None:
+    def move(self, numbers: LaneNumbers, factor: Tensor) -> Tensor | None:
         """Clip, optimize, round, and count what that did to the codes.
 
         Args:
@@ -57,7 +47,7 @@ class Part:
             factor: what clipping multiplies the gradient by, ``(L,)``.
 
         Returns:
-            What that did to the matrices; None for vectors.
+            `MOVED` of the matrices, float64 ``(len(MOVED), n, L)``, NaN where there are no codes; None for vectors.
         """
         stack = self.stack
         gradient = stack.gradient * per_lane(factor, stack.gradient)
@@ -65,15 +55,11 @@ class Part:
         if self.grid is not None and self.flips is not None:
             columns = self.flips.observe(self.grid.round(stack), gradient)
             columns["scale"] = self.grid.frozen + self.flips.undefined
-            return Moved(torch.stack([columns[name] for name in MOVED]), self.squares())
+            return torch.stack([columns[name] for name in MOVED])
         if self.ranks is None:
             return None
-        squares = self.squares()
-        return Moved(squares.new_full((len(MOVED), *squares.shape), torch.nan), squares)
-
-    def squares(self) -> Tensor:
-        """Sums of squares of the stored weights, float64 ``(n, L)``."""
-        return lane_sum(self.stack.stored.square())
+        shape = len(MOVED), *stack.stored.shape[:2]
+        return torch.full(shape, torch.nan, dtype=torch.float64, device=stack.stored.device)
 
     def rescale(self) -> Tensor | None:
         """Move on to the next step; codes that change with the scale, as `WeightGrid.rescale` has them."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
 from altgrad.quantization.kernels import (
     FormatNumbers,
-    edges,
+    format_edges,
     format_numbers,
     random_bits,
     round_and_mark,
@@ -279,6 +279,10 @@ class _QuantizeGradient(torch.autograd.Function):
         return ctx.flow.quantize(gradient), None
 
 
+#: What is told of a tensor that flowed: the share of its elements on the last rung, and of those rounded to zero.
+FLOW_SHARES = ("saturated", "underflowed")
+
+
 class Flow:
     """Quantization of what flows through one matrix: activations entering it, or gradients leaving it."""
 
@@ -286,15 +290,13 @@ class Flow:
         """``formats``: one a lane; float32 where nothing is to be done."""
         self.scaler = Scaler([formats], config, device)
         self._numbers = format_numbers(formats, device).view(-1, 1, 1)
-        self._edges = edges(formats, device).view(-1, 1, 1)
+        self._edges = format_edges(formats, device).view(-1, 1, 1)
         self._idle = all(f.is_identity for f in formats)
         undefined = torch.tensor([f.is_identity for f in formats], device=device)
         self._undefined = torch.where(undefined, float("nan"), 0.0).double()
-        #: Share of elements that the last training pass put on the last rung, ``(L,)``; NaN for float32, and where
-        #: anything was not finite.
-        self.saturated = torch.full_like(self._undefined, float("nan"))
-        #: Share of elements that it rounded to zero, ``(L,)``; NaN for float32.
-        self.underflowed = torch.full_like(self._undefined, float("nan"))
+        #: `FLOW_SHARES` of the last training pass, float64 ``(2, L)``; NaN for float32, and where anything was not
+        #: finite.
+        self.shares = self._undefined.new_full((len(FLOW_SHARES), len(formats)), torch.nan)
         self.begin(self.scaler.slot(0), training=False)
 
     def begin(self, slot: Tensor, training: bool) -> None:
@@ -325,6 +327,5 @@ class Flow:
         v = x / scale
         q, at_end, lost = round_and_mark(v, self._numbers, self._edges)
         size = float(x[0].numel())
-        self.saturated.copy_(count(at_end) / size + undefined)
-        self.underflowed.copy_(count(lost) / size + undefined)
+        self.shares.copy_(torch.stack([count(at_end), count(lost)]) / size + undefined)
         return q * scale

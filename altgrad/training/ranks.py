@@ -11,15 +11,15 @@ from torch import Tensor
 
 from altgrad.quantization.kernels import uniform_bits
 from altgrad.quantization.rank_health import SpectralStats, spectral_stats
-from altgrad.quantization.subspace import subspace_iteration, subspace_step
-from altgrad.training.weights import Stack
+from altgrad.quantization.subspace import follow_subspace, subspace_step
+from altgrad.training.weights import Stack, lane_sum
 
 #: Singular vectors that are followed. With these numbers stable rank is within 1 % at every step of a run of nanoGPT's
 #: CPU size; with one vector it is up to 65 % too high while the first directions of learning outgrow the random start.
 _VECTORS = 8
-#: Whole iterations on the initial weights, and before the half one of each early step of training, in which the
-#: directions are born; and how many steps are early.
-_FIRST, _EARLY, EARLY_STEPS = 20, 4, 200
+#: Products of the vectors with the initial weights, with those of each of the early steps of training, in which the
+#: directions are born, and of each later one; and how many steps are early.
+_FIRST, _EARLY, _LATER, EARLY_STEPS = 40, 9, 1, 200
 
 #: The columns of `RankObserver.spectra`, NaN between rank checks.
 SPECTRA = (
@@ -45,20 +45,18 @@ class RankObserver:
     def __init__(self, stack: Stack) -> None:
         rows, columns = stack.stored.shape[-2:]
         k = min(_VECTORS, rows, columns)
-        #: About the leading left singular vectors, ``(n, L, k, in)``: set by odd steps, read by even ones.
+        #: About the leading left singular vectors, ``(n, L, k, in)``.
         self.left = _orthonormal(k, rows, stack)
-        #: About the right ones, ``(n, L, k, out)``: set by even steps, read by odd ones.
+        #: About the right ones, ``(n, L, k, out)``.
         self.right = _orthonormal(k, columns, stack)
-        for _ in range(_FIRST):
-            iterate([self.sides(stack)], from_right=True)
-
-    def sides(self, stack: Stack) -> Sides:
-        """Views without the lanes' axis."""
-        return Sides(*(each.flatten(0, 1) for each in (stack.stored, self.left, self.right)))
+        #: Views of the stored weights and of both, without the lanes' axis.
+        self.sides = Sides(*(each.flatten(0, 1) for each in (stack.stored, self.left, self.right)))
+        for i in range(_FIRST):
+            follow([self.sides], from_right=i % 2 == 0)
 
     @staticmethod
     def spectra(stack: Stack) -> Tensor:
-        """`SPECTRA`: exact ranks of the stored and of the working weights, float64 ``(len(SPECTRA), n, L)``."""
+        """Exact ranks of the stored and of the working weights, float64 ``(len(SPECTRA), n, L)`` in that order."""
         stored = spectral_stats(stack.stored)
         working = stored if stack.working is stack.stored else spectral_stats(stack.working)
         return torch.stack([*_columns(stored), *_columns(working)])
@@ -75,32 +73,28 @@ def _orthonormal(count: int, length: int, stack: Stack) -> Tensor:
     return torch.linalg.qr(rows).Q.mT.repeat(*stack.stored.shape[:2], 1, 1)
 
 
-def iterations(step: int) -> int:
-    """How often a step of training takes `iterate` before `stable_ranks`."""
-    return _EARLY if step <= EARLY_STEPS else 0
+def products(step: int) -> range:
+    """The products that a step of training takes, counted from the first step's: even ones are from the right."""
+    return range(_products_until(step - 1), _products_until(step))
 
 
-def iterate(stacks: Sequence[Sides], from_right: bool) -> None:
-    """A whole subspace iteration, for the vectors' sake."""
-    matrices, vectors, _ = _turned(stacks, from_right)
-    _keep(vectors, subspace_iteration(matrices, vectors))
+def _products_until(step: int) -> int:
+    return _EARLY * min(step, EARLY_STEPS) + _LATER * max(0, step - EARLY_STEPS)
 
 
-def stable_ranks(stacks: Sequence[Sides], squares: Tensor, from_right: bool) -> Tensor:
-    """Stable ranks (arXiv 1906.04659) from one step of the subspace iteration.
+def follow(stacks: Sequence[Sides], from_right: bool) -> None:
+    """One product, for the vectors' sake: from the right singular vectors to the left ones, or back."""
+    matrices, vectors, others = _turned(stacks, from_right)
+    _keep(others, follow_subspace(matrices, vectors, others))
 
-    Args:
-        stacks: all matrices.
-        squares: sums of squares of the same matrices, float64 of any shape with as many elements, in their order.
-        from_right: whether it takes the right vectors to the left ones; every step goes back where the last came from.
 
-    Returns:
-        float64 of the shape of ``squares``.
-    """
+def stable_ranks(stacks: Sequence[Sides], from_right: bool) -> Tensor:
+    """Stable ranks (arXiv 1906.04659) of all matrices in order, float64, from one product."""
     matrices, vectors, others = _turned(stacks, from_right)
     norms, following = subspace_step(matrices, vectors, others)
     _keep(others, following)
-    return squares / norms.view_as(squares).double().square()
+    squares = torch.cat([lane_sum(of.matrices.unsqueeze(1).square()) for of in stacks])
+    return squares.flatten() / norms.double().square()
 
 
 def _turned(stacks: Sequence[Sides], from_right: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

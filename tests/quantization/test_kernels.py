@@ -36,22 +36,25 @@ def test_formats_side_by_side_compute_as_alone() -> None:
         assert format is FP32 or torch.equal(rungs[i], kernels.value_to_rung(nearest[i], n)), format.name
 
 
-@by_every_name
-def test_marks_say_what_rounding_did(format: FP8Format) -> None:
-    if format is FP32:
-        return  # nothing is rounded, and marks mean nothing
-    values = [hard_values(format), near_values(format, 10_000), random_values(10_000)]
-    v = torch.from_numpy(np.concatenate([each[np.isfinite(each)] for each in values]))
-    edges = kernels.edges([format]).view()
-    q, at_end, lost = kernels.round_and_mark(v, numbers(format), edges)
-    assert same_bits(q, kernels.round_nearest(v, numbers(format)))
-    assert torch.equal(at_end.bool(), q.abs() == format.max_representable_value)
+def test_marks_say_what_rounding_did() -> None:
+    """With all formats side by side; of float32 they mean nothing."""
+    formats = [format for format in FORMAT_REGISTRY.values() if format is not FP32]
+    values = [hard_values(E4M3), hard_values(BF16), *(near_values(format, 10_000) for format in formats)]
+    v = torch.from_numpy(np.concatenate([each[np.isfinite(each)] for each in values])).expand(len(formats), -1)
+    lanes, edges = kernels.format_numbers(formats).view(-1, 1), kernels.format_edges(formats).view(-1, 1)
+    q, at_end, lost = kernels.round_and_mark(v, lanes, edges)
+    assert same_bits(q, kernels.round_nearest(v, lanes))
+    assert torch.equal(at_end.bool(), q.abs() == lanes.max_value)
     assert torch.equal(lost.bool(), (q == 0) & (v != 0))
-    assert at_end.any()
-    assert lost.any()
-    for edge, beyond in ((edges.to_zero, lambda q: q != 0), (edges.below_end, lambda q: q == q.max())):
-        pair = torch.stack([edge, edge + 1]).view(torch.float32)
-        assert beyond(kernels.round_nearest(pair, numbers(format))).tolist() == [False, True]
+    for marks in (at_end, lost):
+        assert marks.amin() == 0
+        assert (marks.amax(-1) == 1).all()
+    below, above = (kernels.round_nearest((edges.to_zero + i).view(torch.float32), lanes) for i in (0, 1))
+    assert (below == 0).all()
+    assert (above != 0).all()
+    below, above = (kernels.round_nearest((edges.below_end + i).view(torch.float32), lanes) for i in (0, 1))
+    assert (below < lanes.max_value).all()
+    assert (above == lanes.max_value).all()
 
 
 @by_name

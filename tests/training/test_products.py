@@ -1,6 +1,8 @@
 """Products of two quantized operands on bf16 hardware: the same numbers, and only where both operands are exact."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -244,3 +246,21 @@ def test_ten_steps_agree_with_float32_from_equal_states(format: str, corpus: Cor
     for theirs, ours in steps_from_equal_states(other, one, steps=10):
         np.testing.assert_allclose(ours.steps["loss"], theirs.steps["loss"], rtol=1e-3)
         np.testing.assert_allclose(ours.steps["grad_norm"], theirs.steps["grad_norm"], rtol=0.02)
+
+
+def test_eager_products_do_not_import_the_compiler() -> None:
+    """It takes one to two seconds, in every worker."""
+    program = (
+        "import sys, torch\n"
+        "from altgrad.training.products import product_of\n"
+        "product = product_of([True], [True], [False])\n"
+        "x, w = torch.ones(1, 64, 64), torch.ones(1, 64, 64, requires_grad=True)\n"
+        "product(x, w).sum().backward()\n"
+        "assert product.output[0].exact\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_compiled_products_keep_their_operator() -> None:
+    torch.library.opcheck(products._bmm_bf16_opaque, (torch.ones(2, 64, 64), torch.ones(2, 64, 64)))
