@@ -46,7 +46,14 @@ def subspace_step(
 
 
 def follow_subspace(stacks: Sequence[Tensor], vectors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """The rows that `subspace_step` returns, without the norms."""
+    """The rows that `subspace_step` returns, without the norms.
+
+    >>> matrix = torch.diag(torch.tensor([1.0, 3.0])).unsqueeze(0)
+    >>> start = torch.eye(2).unsqueeze(0)
+    >>> (left,) = follow_subspace([matrix], [start], [start])
+    >>> torch.equal(left, subspace_step([matrix], [start], [start])[1][0])
+    True
+    """
     return _following(_images(stacks, vectors), others)
 
 
