@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
 
 from rich.live import Live
 
@@ -32,6 +33,9 @@ from orchestrator.terminal import (
     show_sentences,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.sweep.tuner import SweepOutcome
+
 
 def run_attended(planned: Plan, store: Store, state: SweepState, address: str | None) -> int:
     """Run what is unfinished of a sweep, then say what came of it.
@@ -39,33 +43,21 @@ def run_attended(planned: Plan, store: Store, state: SweepState, address: str | 
     Returns:
         The exit code of the command.
     """
-    state = _completed(planned, store, state)
-    lost = _packs_with_losses(planned, store) if state.attempts else []
-    if lost:
-        say(f"chunks are damaged: {', '.join(lost)} will train again from before the rows that are lost")
-    if not state.unfinished and not lost:
-        say(f"all trials of {store.uri} have ended; nothing is left to run")
-        return conclude(store)
-    ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
-    progress = Progress(planned, ended)
-    with caught_signals() as caught, _shown(progress):
+    with caught_signals() as caught:
         try:
-            progress.say("loading PyTorch and Ray")
-            from orchestrator.sweep.found import found
-            from orchestrator.sweep.surroundings import DiskFullError, SurroundingsError
-            from orchestrator.sweep.tuner import run_sweep
-
-            for line in found(store, state):
-                say(f"found: {line}")
-            try:
-                outcome = run_sweep(planned, store, progress, caught, address or None, lost)
-            except SurroundingsError as error:
-                complain(error)
-                if isinstance(error, DiskFullError):
-                    say(f"then go on with: {command('resume', store)}")
-                return ENVIRONMENT
+            state = _completed(planned, store, state)
+            lost = _packs_with_losses(planned, store) if state.attempts else []
+            if lost:
+                say(f"chunks are damaged: {', '.join(lost)} will train again from before the rows that are lost")
+            is_over = not state.unfinished and not lost
+            outcome = None if is_over else _run(planned, store, state, address, lost, caught)
         except KeyboardInterrupt:
             return _interrupted(store, caught)
+    if is_over:
+        say(f"all trials of {store.uri} have ended; nothing is left to run")
+        return conclude(store)
+    if outcome is None:
+        return ENVIRONMENT
     code = conclude(store)
     for folder, why in outcome.damaged.items():
         say(f"damaged, passed over: {folder}: {why}")
@@ -80,6 +72,29 @@ def run_attended(planned: Plan, store: Store, state: SweepState, address: str | 
     if outcome.failed:
         say(f"try them again with: {command('resume', store)}")
     return FAILED_TRIALS if outcome.failed else code
+
+
+def _run(
+    planned: Plan, store: Store, state: SweepState, address: str | None, lost: list[str], caught: Caught
+) -> "SweepOutcome | None":
+    """Run it, its picture on the terminal; None where what it needs around it is not there, which is said."""
+    ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
+    progress = Progress(planned, ended)
+    with _shown(progress):
+        progress.say("loading PyTorch and Ray")
+        from orchestrator.sweep.found import found
+        from orchestrator.sweep.surroundings import DiskFullError, SurroundingsError
+        from orchestrator.sweep.tuner import run_sweep
+
+        for line in found(store, state):
+            say(f"found: {line}")
+        try:
+            return run_sweep(planned, store, progress, caught, address or None, lost)
+        except SurroundingsError as error:
+            complain(error)
+            if isinstance(error, DiskFullError):
+                say(f"then go on with: {command('resume', store)}")
+            return None
 
 
 def _packs_with_losses(planned: Plan, store: Store) -> list[str]:

@@ -1,9 +1,13 @@
 """Ctrl-C and SIGTERM: at once, or in order where somebody sees to it; the second one always at once."""
 
 import signal
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from orchestrator import attended
+from orchestrator.results.store import Store
 from orchestrator.signals import caught_signals
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
@@ -44,3 +48,12 @@ def test_whoever_answered_before_does_so_afterwards_and_a_listener_in_between_is
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in BOTH] == before
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_sweep_listens_before_it_completes_its_journal(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attended, "missing_records", lambda *_: signal.raise_signal(number))
+    assert attended.run_attended(Mock(), Store.open(str(tmp_path)), Mock(), None) == 128 + number
+    assert "interrupted; go on with: altgrad resume" in capsys.readouterr().err

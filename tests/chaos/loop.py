@@ -246,8 +246,6 @@ def _unseemly(fault: str, code: int, said: str) -> Iterator[str]:
     """What a command must not do, whatever meets it."""
     codes = {"driver": -signal.SIGKILL, "disk": ENVIRONMENT} | dict.fromkeys(AT_REST, 128 + signal.SIGTERM)
     fitting = {0, codes.get(fault, 0)}
-    if fault in AT_REST:
-        fitting.add(-signal.SIGTERM)  # A report that the journal had lost is written before the command listens.
     if code not in fitting:
         yield f"exit code {code}, not one of {sorted(fitting)}"
     if "Traceback" in said:
