@@ -17,6 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "search_spaces" / "smoke.yaml"
 
 
+#: Seconds after which a command is taken to hang: many times what any takes, on a machine that is slow and full.
+PATIENCE = 600
+
+
 def environment(home: Path) -> dict[str, str]:
     """A clean environment: an empty home, no keys, no threads to fight over."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "RAY"))}
@@ -24,7 +28,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def altgrad(
-    *arguments: object, cwd: Path, timeout: float = 120, env: Mapping[str, str] | None = None, **variables: str
+    *arguments: object, cwd: Path, timeout: float = PATIENCE, env: Mapping[str, str] | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with further variables in its environment."""
     command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
@@ -62,7 +66,7 @@ def interrupt(
     with subprocess.Popen(
         command, cwd=cwd, env=environment(cwd), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         while sum(record["event"] == "reported" for record in records(run)) < before + reports:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no reports"
@@ -70,5 +74,5 @@ def interrupt(
         for number in signals:
             process.send_signal(number)
             time.sleep(0.4)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sweeps import PATIENCE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +35,7 @@ def run(folder: Path, *command: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []

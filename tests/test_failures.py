@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweeps import SMOKE, altgrad, environment, interrupt, query, records
+from sweeps import PATIENCE, SMOKE, altgrad, environment, interrupt, query, records
 
 STEPS = 300
 SPACE = f"""\
@@ -141,7 +141,7 @@ def test_a_run_whose_journal_is_gone_stands_where_it_stood(repaired: Path, tmp_p
 
 def new_checkpoints(run: Path, attempt: int, process: subprocess.Popen[str]) -> list[Path]:
     """Wait for the first complete checkpoints of any pack's attempt."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while not (kept := list(run.glob(f"packs/*/attempt-{attempt}/checkpoint-*/checkpoint.json"))):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no checkpoints"
@@ -164,7 +164,7 @@ def test_workers_that_are_killed_are_replaced_as_often_as_it_takes_and_nothing_i
             for worker in workers(process.pid):
                 os.kill(worker, signal.SIGKILL)
         while_it_runs = [altgrad(*words, run, cwd=tmp_path) for words in (["status"], ["matrix"])]
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, stderr
     assert [done.returncode for done in while_it_runs] == [0, 0], while_it_runs
     assert "fragile  being run" in while_it_runs[0].stdout
@@ -226,7 +226,7 @@ def test_a_full_disk_ends_a_sweep_and_what_was_written_is_read_and_gone_on_with(
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         while not any(record["event"] == "reported" for record in records(run)):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no reports"
@@ -234,7 +234,7 @@ def test_a_full_disk_ends_a_sweep_and_what_was_written_is_read_and_gone_on_with(
         with contextlib.suppress(OSError), rest.open("wb", buffering=0) as file:
             while file.write(bytes(2**16)):
                 pass
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4, said
     assert f"error: no space is left for {run}" in said
     assert f"altgrad resume {run}" in said
@@ -345,7 +345,7 @@ def test_ctrl_c_while_planning_is_an_interruption(tmp_path: Path) -> None:
         (tmp_path / "text.txt").open("w"),
     ):
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert said.decode().strip() == "interrupted"
     assert not (tmp_path / "runs").exists()
@@ -357,13 +357,13 @@ def test_a_sweep_that_is_stopped_while_ray_starts_is_interrupted(tmp_path: Path)
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         while not records(tmp_path / "runs" / "fragile"):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "the sweep does not begin"
             time.sleep(0.02)
         stopped = altgrad("stop", "fragile", cwd=tmp_path)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
     assert stopped.returncode == 0, stopped.stderr
     assert f"process {process.pid} has left" in stopped.stderr
     assert process.returncode == 143, said

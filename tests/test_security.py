@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sweeps import SMOKE, environment
+from sweeps import PATIENCE, SMOKE, environment
 
 from altgrad.training.checkpoint import Checkpoint, CheckpointError, from_files, to_files
 from orchestrator.results.parquet import encode_table
@@ -39,7 +39,7 @@ def altgrad(home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
         env=environment(home) | SECRETS | {"TMPDIR": str(home / "tmp")},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -52,8 +52,8 @@ class FormatNumbers(NamedTuple):
     min_exponent: Tensor
     #: int32: float32's mantissa bits that the format has not, ``23 - mantissa_bits``.
     rest_bits: Tensor
-    #: int32: the bit that makes c one and a half times a power of two.
-    magic_half: Tensor
+    #: int32: what makes c's bits of a binade's exponent bits, c being one and a half times a power of two.
+    magic: Tensor
     #: Some lane reaches so high that c would overflow float32: bf16 alone, which so has a compiled graph of its own.
     tall: bool
 
@@ -86,50 +86,47 @@ def format_numbers(formats: Sequence[FP8Format], device: torch.device | str | No
         exponent_mask=ints([_EXPONENT_FIELD * keep for keep in rounded]),
         min_exponent=ints([((128 - bias) << 23) * keep for bias, keep in zip(biases, rounded, strict=True)]),
         rest_bits=ints([23 - bits for bits in mantissa_bits]),
-        magic_half=ints([_HALF * keep for keep in rounded]),
+        magic=ints([((23 - bits << 23) | _HALF) * keep for bits, keep in zip(mantissa_bits, rounded, strict=True)]),
         tall=any(1e30 < value < float("inf") for value in largest),
     )
 
 
 def _binade(v: Tensor, n: FormatNumbers) -> Tensor:
     """float32 exponent bits (int32) of the binade whose spacing applies to each value."""
-    return torch.maximum(v.view(torch.int32) & n.exponent_mask, n.min_exponent)
+    return (v.view(torch.int32) & n.exponent_mask).clamp_min_(n.min_exponent)
 
 
 def _clamped(v: Tensor, n: FormatNumbers) -> Tensor:
-    """The values within the format's range; NaN stays NaN. Not ``clamp``: with tensors as bounds it is no SIMD loop."""
-    return torch.minimum(torch.maximum(v, -n.max_value), n.max_value)
+    """The values within the format's range, in memory of their own; NaN stays NaN.
+
+    Not ``clamp``: with two tensors as bounds it is no SIMD loop.
+    """
+    return v.clamp_min(-n.max_value).clamp_max_(n.max_value)
 
 
-class _Rounded(NamedTuple):
-    """What becomes of values in a format's range."""
+class _Moved(NamedTuple):
+    """Values where float32's spacing is the format's."""
 
-    #: The nearest on the grid.
-    q: Tensor
     #: ``v + c`` and ``c``.
     moved: Tensor
     c: Tensor
-    #: The exponent (bits) of the binade of ``v``.
-    exponent: Tensor
+    #: By how much exponents (bits) were lowered first; None where no lane has such.
+    lift: Tensor | None
+
+    def back(self, q: Tensor) -> Tensor:
+        """``moved - c`` as the values they stand for."""
+        return q if self.lift is None else q * (_ONE + self.lift).view(torch.float32)
 
 
-def _rounded(v: Tensor, n: FormatNumbers) -> _Rounded:
-    exponent = _binade(v, n)
-    if not n.tall:
-        moved, c = _moved(v, exponent, n)
-        return _Rounded(moved - c, moved, c, exponent)
-    # Where c would overflow, the value is lowered by a power of two and the result raised again: both exact.
-    lift = ~((exponent - _TALL) >> 31) & _LIFT
-    low = v * (_ONE - lift).view(torch.float32)
-    moved, c = _moved(low, exponent - lift, n)
-    q = (moved - c) * (_ONE + lift).view(torch.float32)
-    return _Rounded(q, moved, c, exponent)
-
-
-def _moved(v: Tensor, exponent: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
-    """``(v + c, c)`` for values in the binade of an exponent."""
-    c = ((exponent + (n.rest_bits << 23)) | n.magic_half).view(torch.float32)
-    return v + c, c
+def _moved(v: Tensor, n: FormatNumbers) -> _Moved:
+    """Move values in the format's range; they are written over."""
+    exponent, lift = _binade(v, n), None
+    if n.tall:
+        # Where c would overflow, the value is lowered by a power of two and the result raised again: both exact.
+        lift = ~((exponent - _TALL) >> 31) & _LIFT
+        v, exponent = v * (_ONE - lift).view(torch.float32), exponent - lift
+    c = exponent.add_(n.magic).view(torch.float32)
+    return _Moved(v.add_(c), c, lift)
 
 
 def round_nearest(v: Tensor, n: FormatNumbers) -> Tensor:
@@ -140,7 +137,13 @@ def round_nearest(v: Tensor, n: FormatNumbers) -> Tensor:
     tensor([[3.1250e-01, 4.4800e+02],
             [2.5000e-01, 5.1200e+02]])
     """
-    return _rounded(_clamped(v, n), n).q
+    return _rounded(_clamped(v, n), n)
+
+
+def _rounded(v: Tensor, n: FormatNumbers) -> Tensor:
+    """Values in the format's range, which are written over."""
+    to = _moved(v, n)
+    return to.back(to.moved.sub_(to.c))
 
 
 class Edges(NamedTuple):
@@ -185,20 +188,30 @@ def _edges(format: FP8Format) -> tuple[int, int]:
     return last(lambda rounded: rounded == 0), last(lambda rounded: rounded < format.max_representable_value)
 
 
-def round_and_mark(v: Tensor, n: FormatNumbers, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
-    """`round_nearest`, which values it puts on the last rung, and which it rounds to zero though they are not.
+def round_and_count(
+    v: Tensor, n: FormatNumbers, edges: Edges, count: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`round_nearest`, how many values it puts on the last rung, and how many it rounds to zero though they are not.
 
-    Marks are 0 or 1, int32; of values that are not finite, and in float32 lanes, they mean nothing.
+    Of values that are not finite, and in float32 lanes, the counts mean nothing.
+
+    Args:
+        v: float32 values divided by the scale.
+        n: the format's numbers.
+        edges: its thresholds.
+        count: how marks are counted: int32 of the shape of ``v``, 0 or 1, to their sum along any dimensions.
 
     >>> from altgrad.quantization.formats import E4M3
-    >>> round_and_mark(torch.tensor([0.0, 0.0009, 0.3, -440.0]), format_numbers([E4M3]), format_edges([E4M3]))[1:]
-    (tensor([0, 0, 0, 1], dtype=torch.int32), tensor([0, 1, 0, 0], dtype=torch.int32))
+    >>> v = torch.tensor([0.0, 0.0009, 0.3, -440.0])
+    >>> round_and_count(v, format_numbers([E4M3]), format_edges([E4M3]), torch.sum)[1:]
+    (tensor(1), tensor(1))
     """
     v = _clamped(v, n)
     magnitude = v.view(torch.int32) & MAGNITUDE
-    at_end = (magnitude - edges.below_end).clamp_(0, 1)
-    kept = (magnitude - edges.to_zero).clamp_(0, 1)
-    return _rounded(v, n).q, at_end, magnitude.clamp_max_(1).sub_(kept)
+    # One after another: eagerly the marks of one count lie where those of the last one lay.
+    at_end = count((magnitude - edges.below_end).clamp_(0, 1))
+    kept = count((magnitude - edges.to_zero).clamp_(0, 1))
+    return _rounded(v, n), at_end, count(magnitude.clamp_max_(1)) - kept
 
 
 def round_to_rungs(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
@@ -210,10 +223,13 @@ def round_to_rungs(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:
     >>> round_to_rungs(torch.tensor([0.3, -0.3]), format_numbers([E4M3]))
     (tensor([ 0.3125, -0.3125]), tensor([ 42, -42], dtype=torch.int32))
     """
-    q, moved, c, exponent = _rounded(_clamped(v, n), n)
-    significand = moved.view(torch.int32) - c.view(torch.int32)
-    binade = (exponent - n.min_exponent) >> n.rest_bits
-    return q, torch.addcmul(significand, significand.clamp(-1, 1), binade)
+    to = _moved(_clamped(v, n), n)
+    c = to.c.view(torch.int32)
+    significand = to.moved.view(torch.int32) - c
+    exponent = c - (n.min_exponent + n.magic)
+    binade = (exponent if to.lift is None else exponent + to.lift).bitwise_right_shift_(n.rest_bits)
+    rungs = significand.addcmul_(significand.clamp(-1, 1), binade)
+    return to.back(to.moved.sub_(to.c)), rungs
 
 
 def value_to_rung(q: Tensor, n: FormatNumbers) -> Tensor:
@@ -290,8 +306,8 @@ def rung_spacing(v: Tensor, n: FormatNumbers) -> Tensor:
     tensor([1.9531e-03, 1.2500e-01, 3.2000e+01])
     """
     v = _clamped(v, n)
-    binade = torch.maximum(v.view(torch.int32) & _EXPONENT_FIELD, n.min_exponent.clamp_min(1 << 23))
-    return power_of_two((binade >> 23) - 127 - n.mantissa_bits)
+    binade = (v.view(torch.int32) & _EXPONENT_FIELD).clamp_min_(n.min_exponent.clamp_min(1 << 23))
+    return power_of_two(binade.bitwise_right_shift_(23).sub_(n.mantissa_bits + 127))
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
@@ -301,14 +317,22 @@ def power_of_two(exponent: Tensor) -> Tensor:
     tensor([1.4013e-45, 1.0000e+00, 1.0240e+03])
     """
     half = exponent >> 1
-    return ((half + 127) << 23).view(torch.float32) * ((exponent - half + 127) << 23).view(torch.float32)
+    return _small_power_of_two(exponent - half).mul_(_small_power_of_two(half))
+
+
+def _small_power_of_two(exponent: Tensor) -> Tensor:
+    """Of exponents in -126..127, which are written over."""
+    return exponent.add_(127).bitwise_left_shift_(23).view(torch.float32)
 
 
 def _mix(h: Tensor) -> Tensor:
-    """A 32-bit finalizer, on int32 tensors with wrap-around: ``lowbias32`` of https://nullprogram.com/blog/2018/07/31."""
-    h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
-    h = (h ^ ((h >> 15) & 0x1FFFF)) * -0x7B935975
-    return h ^ ((h >> 16) & 0xFFFF)
+    """A 32-bit finalizer, on int32 tensors with wrap-around: ``lowbias32`` of https://nullprogram.com/blog/2018/07/31.
+
+    ``h`` is written over.
+    """
+    h = h.bitwise_xor_((h >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
+    h = h.bitwise_xor_((h >> 15).bitwise_and_(0x1FFFF)).mul_(-0x7B935975)
+    return h.bitwise_xor_((h >> 16).bitwise_and_(0xFFFF))
 
 
 def stream_keys(seeds: Sequence[int], step: int, stream: int) -> list[int]:
@@ -353,4 +377,4 @@ def uniform_bits(keys: Tensor, count: int) -> Tensor:
     >>> uniform_bits(torch.tensor(3, dtype=torch.int32), 3)
     tensor([0.3279, 0.6223, 0.1254])
     """
-    return ((random_bits(keys, count) >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+    return (random_bits(keys, count) >> 8).bitwise_and_(0xFFFFFF).to(torch.float32).mul_(2.0**-24)

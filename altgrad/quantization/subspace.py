@@ -101,10 +101,10 @@ def _places(lengths: Sequence[int]) -> list[list[int]]:
 def _images_together(stacks: Sequence[Tensor], places: list[int]) -> _Images:
     k, length = (max(rows.shape[axis] for rows in stacks) for axis in (-2, -1))
     rows = torch.cat([F.pad(rows, (0, length - rows.shape[-1], 0, k - rows.shape[-2])) for rows in stacks])
-    largest = rows.abs().amax((-1, -2), keepdim=True)
-    rows = rows / torch.where(_usable(largest), largest, 1.0)
+    largest = torch.maximum(rows.amax((-1, -2), keepdim=True), -rows.amin((-1, -2), keepdim=True))
+    rows = rows.div_(torch.where(_usable(largest), largest, 1.0))
     lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    units = rows / torch.where(lengths > 0, lengths, 1.0)
+    units = rows.div_(torch.where(lengths > 0, lengths, 1.0))
     return _Images(places, [len(rows) for rows in stacks], units, lengths, largest, torch.bmm(units, units.mT))
 
 

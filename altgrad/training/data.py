@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,12 +127,14 @@ def _text(corpus: str, text_column: str, readers: Mapping[str, Reader]) -> str:
     return text
 
 
-def standard_library() -> Iterator[Path]:
+def standard_library() -> list[Path]:
     """The source files of the running interpreter's library, in a fixed order; its tests are left out."""
     root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).parts):
-        if not _NOT_LIBRARY & set(path.relative_to(root).parts) and path.is_file():
-            yield path
+    found = []
+    for folder, inside, files in os.walk(root):
+        inside[:] = set(inside) - _NOT_LIBRARY  # Installed packages are many more files than the library.
+        found += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(filter(Path.is_file, found), key=lambda path: path.relative_to(root).parts)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -40,25 +40,29 @@ def discrete_metrics(
         last: direction of each element's last flip before this step, -1, 0 (never) or 1.
         out: gets the same after this step.
     """
+    # In place, and counted before the next is made: eagerly a fresh tensor costs several times the arithmetic.
     moved = t.after - t.before.to(torch.int32)
-    direction = moved.clamp(-1, 1)
+    distance = count(moved.abs(), most=2 * torch.iinfo(t.before.dtype).max)
+    direction = moved.clamp_(-1, 1)
     flipped = direction & 1
     before = last.to(torch.int32)
-    reversed_ = (direction * before).clamp(-1, 0)
-    out.copy_(torch.addcmul(before, flipped, direction - before))
-    flips, updates, both = count(flipped), count(updated), count(flipped & updated)
-    size = float(moved[0, 0].numel())
+    oscillations = -count((direction * before).clamp_(-1, 0))
+    out.copy_(torch.addcmul(before, flipped, direction.sub_(before)))
+    flips, updates = count(flipped), count(updated)
+    both = count(flipped.bitwise_and_(updated))
     rungs = t.after.abs()
-    at_end = (rungs - (numbers.max_rung - 1)).clamp_min_(0)
-    lost = t.unrounded.view(torch.int32).bitwise_and(MAGNITUDE).clamp_max_(1) - rungs.clamp_max(1)
+    at_end = count((rungs - (numbers.max_rung - 1)).clamp_min_(0))
+    there = count(t.unrounded.view(torch.int32).bitwise_and(MAGNITUDE).clamp_max_(1))
+    lost = there - count(rungs.clamp_max_(1))
+    size = float(updated[0, 0].numel())
     return {
         "updates": updates,
         "flips": flips,
         "stall_ratio": torch.where(updates > 0, 1 - both / updates, 0.0),
-        "oscillations": -count(reversed_),
-        "rung_distance": count(moved.abs(), most=2 * torch.iinfo(t.before.dtype).max) / flips,
-        "weight_saturated": count(at_end) / size,
-        "weight_underflowed": count(lost) / size,
+        "oscillations": oscillations,
+        "rung_distance": distance / flips,
+        "weight_saturated": at_end / size,
+        "weight_underflowed": lost / size,
     }
 
 

@@ -74,13 +74,14 @@ def grid_rungs_(
     """Accumulate momentum in place and return the whole rungs to descend, int32 in ``[-rung_clip, rung_clip]``.
 
     ``floor(v + u)`` with ``u`` uniform in [0, 1) rounds ``v`` stochastically, unbiased in rungs. Meaningless where the
-    velocity is NaN: the caller's weight is NaN there.
+    velocity is NaN: the caller's weight is NaN there. ``uniform`` is written over.
     """
     velocity.mul_(momentum).add_(grad)
-    wanted = (velocity * scale).clamp(-rung_clip, rung_clip)
+    wanted = (velocity * scale).clamp_min_(-rung_clip).clamp_max_(rung_clip)
     # Adding u in float32 could round up to the next whole number, past the clip.
     whole = torch.floor(wanted)
-    return (whole + (uniform >= 1 - (wanted - whole))).to(torch.int32)
+    missing = wanted.sub_(whole).neg_().add_(1)
+    return whole.add_(uniform.ge_(missing)).to(torch.int32)
 
 
 class AdamW(torch.optim.Optimizer):

@@ -16,7 +16,7 @@ from altgrad.quantization.kernels import (
     format_edges,
     format_numbers,
     random_bits,
-    round_and_mark,
+    round_and_count,
     round_nearest,
     round_stochastic,
     round_to_rungs,
@@ -181,7 +181,7 @@ class WeightGrid:
         v = stack.stored / scale
         q, after = self._rounded(v)
         self._next_rungs.copy_(after)
-        self._keep(stack, q * scale)
+        self._keep(stack, q.mul_(scale))
         self.scaler.observe(amax, self._slot)
         return Transition(self.rungs, after, v, amax)
 
@@ -241,7 +241,7 @@ class WeightGrid:
         scale = per_lane(self.scaler.scale, stack.stored)
         q, rungs = round_to_rungs(stack.stored / scale, self.numbers)
         self.rungs.copy_(rungs)
-        self._keep(stack, q * scale)
+        self._keep(stack, q.mul_(scale))
 
     def _keep(self, stack: Stack, value: Tensor) -> None:
         """Set the working weights; lanes without masters store them too, and nothing finer."""
@@ -251,7 +251,7 @@ class WeightGrid:
 
 
 def _amax(x: Tensor) -> Tensor:
-    return x.abs().amax((-1, -2))
+    return torch.maximum(x.amax((-1, -2)), -x.amin((-1, -2)))
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -320,12 +320,11 @@ class Flow:
         """Round ``(L, N, C)`` onto each lane's grid."""
         if not self._training:
             scale = self.scaler.scale.view(-1, 1, 1)
-            return round_nearest(x / scale, self._numbers) * scale
+            return round_nearest(x / scale, self._numbers).mul_(scale)
         amax = _amax(x)
         undefined = torch.where(amax.isfinite(), self._undefined, torch.nan)
         scale = self.scaler.observe(amax.unsqueeze(0), self._slot).view(-1, 1, 1)
-        v = x / scale
-        q, at_end, lost = round_and_mark(v, self._numbers, self._edges)
+        q, at_end, lost = round_and_count(x / scale, self._numbers, self._edges, count)
         size = float(x[0].numel())
-        self.shares.copy_(torch.stack([count(at_end), count(lost)]) / size + undefined)
-        return q * scale
+        self.shares.copy_(torch.stack([at_end, lost]) / size + undefined)
+        return q.mul_(scale)

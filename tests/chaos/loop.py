@@ -14,7 +14,7 @@ from orchestrator.terminal import ENVIRONMENT
 from tests.chaos.faults import AT_REST, Disk, kill_a_worker
 from tests.chaos.invariants import Kept, broken_at_the_end, broken_on_the_way
 from tests.chaos.two_nodes import Nodes
-from tests.sweeps import altgrad, environment
+from tests.sweeps import PATIENCE, altgrad, environment
 
 SPACE = Path(__file__).parent / "space.yaml"
 #: Reports of an undisturbed run of the space: two packs of 24.
@@ -22,8 +22,6 @@ REPORTS = 48
 #: Faults of a sweep that runs, by name.
 LIVE = ("worker", "driver", "node", "disk")
 FAULTS = (*LIVE, *AT_REST)
-#: Seconds in which a command must come to an end, on a machine that does much else.
-_PATIENCE = 600
 #: Of a fault that found nothing to hit.
 TOO_LATE = "it came too late"
 #: Where a command did not come to an end.
@@ -77,7 +75,7 @@ class Chaos:
         self._disks = Disk.is_possible(folder / "trial-disk")
         self._disk: Disk | None = None
         self._runs = self._cycles = 0
-        done = altgrad("sweep", SPACE, "--storage", folder, "--name", "undisturbed", cwd=folder, timeout=_PATIENCE)
+        done = altgrad("sweep", SPACE, "--storage", folder, "--name", "undisturbed", cwd=folder, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         self._undisturbed = Kept.read(folder / "undisturbed")
         self._run: Path | None = None
@@ -174,7 +172,7 @@ class Chaos:
             )
             try:
                 met = self._meet(process, fault, moment, on_cluster, launch.stopped, chance)
-                code = process.wait(_PATIENCE)
+                code = process.wait(PATIENCE)
             finally:
                 process.kill()
                 process.wait()
@@ -221,12 +219,12 @@ class Chaos:
     def _wait(self, process: subprocess.Popen, moment: int) -> bool:
         """Whether the run came to its ``moment``-th report before it ended."""
         assert self._run is not None
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while _reports(self._run) < moment:
             if process.poll() is not None:
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {moment}-th report within {_PATIENCE} s")
+                raise TimeoutError(f"no {moment}-th report within {PATIENCE} s")
             time.sleep(0.01)
         return True
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from tests.sweeps import ROOT, environment
+from tests.sweeps import PATIENCE, ROOT, environment
 
 _NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
 
@@ -46,7 +46,7 @@ class Nodes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=PATIENCE)
 
     def _ask(self, what: str) -> None:
         assert self._process.stdin is not None

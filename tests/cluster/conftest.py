@@ -46,6 +46,6 @@ def undisturbed(space: Path, tmp_path_factory: pytest.TempPathFactory, worker_id
     with FileLock(f"{folder}.lock"):
         if not (folder / "runs" / "small" / "dataset").exists():
             folder.mkdir(exist_ok=True)
-            done = altgrad("sweep", space, cwd=folder, timeout=280)
+            done = altgrad("sweep", space, cwd=folder)
             assert done.returncode == 0, done.stderr
     return folder / "runs" / "small"

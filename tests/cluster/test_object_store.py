@@ -15,13 +15,12 @@ from urllib.parse import urlencode
 import pyarrow.fs as pafs
 import pytest
 from places import free_ports
-from sweeps import altgrad, environment
+from sweeps import PATIENCE, altgrad, environment
 
 from orchestrator.results.journal import Journal
 from orchestrator.results.queries import query
 from orchestrator.results.store import Store
 
-WAIT_SECONDS = 240
 KEYS = {"AWS_ACCESS_KEY_ID": "canary-access-key", "AWS_SECRET_ACCESS_KEY": "canary-secret-key"}
 CHOICE = ["format=[fp32,E4M3]", "storage=[master]", "exclude=[]"]
 ENDED = "SELECT key FROM trials WHERE format IN ('fp32', 'E4M3') AND storage = 'master'"
@@ -69,7 +68,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 
 
 def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while server.poll() is None and time.monotonic() < deadline:
         with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
             return
@@ -106,18 +105,18 @@ def sweep(bucket: Bucket, space: Path, tmp_path_factory: pytest.TempPathFactory)
     with subprocess.Popen(
         command, cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline = time.monotonic() + WAIT_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while sum(record["event"] == "reported" for record in Journal(bucket.store()).read()) < 3:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no reports"
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=WAIT_SECONDS)
+        said = process.communicate(timeout=PATIENCE)
     interrupted = subprocess.CompletedProcess(command, process.returncode, *said)
     (advice,) = [line for line in said[1].splitlines() if "go on with: " in line]
     program, *words = shlex.split(advice.partition("go on with: ")[2])
     assert program == "altgrad"
-    return Sweep(words[-1], home, env, interrupted, altgrad(*words, cwd=home, env=env, timeout=WAIT_SECONDS))
+    return Sweep(words[-1], home, env, interrupted, altgrad(*words, cwd=home, env=env, timeout=PATIENCE))
 
 
 def test_it_goes_on_where_it_was_interrupted(sweep: Sweep, bucket: Bucket) -> None:

@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 import yaml
 from places import free_ports, ray_environment
-from sweeps import ROOT
+from sweeps import PATIENCE, ROOT
 
 from orchestrator.results.queries import query
 from orchestrator.results.store import Store
 
-WAIT_SECONDS = 240
 MISSING = [program for program in ("ssh", "rsync", "bash", "ps") if shutil.which(program) is None]
 
 RAY = """\
@@ -83,7 +82,7 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=WAIT_SECONDS,
+            timeout=PATIENCE,
             check=False,
         )
 

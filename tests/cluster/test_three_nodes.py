@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 from places import free_ports, ray_environment
-from sweeps import altgrad, records
+from sweeps import PATIENCE, altgrad, records
 
 from orchestrator.results.consolidate import consolidate
 from orchestrator.results.queries import query
 from orchestrator.results.store import Store
 
-WAIT_SECONDS = 240
 #: What leaves only the control of the small sweep.
 CONTROL = ["format=[fp32]", "storage=[master]", "exclude=[]"]
 
@@ -77,7 +76,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             finally:
                 assert process.stdin is not None
                 process.stdin.close()
-                process.wait(WAIT_SECONDS)
+                process.wait(PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def submit(nodes: Nodes, space: Path, *words: str) -> subprocess.CompletedProces
         cwd=nodes.home,
         capture_output=True,
         text=True,
-        timeout=WAIT_SECONDS,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -139,13 +138,13 @@ def test_a_sweep_spreads_over_the_nodes_and_outlives_one_of_them(nodes: Nodes, s
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        deadline = time.monotonic() + WAIT_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while len({record["pack"] for record in records(run) if record["event"] == "reported"}) < 3:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, records(run)
             time.sleep(0.02)
         nodes.lose_one()
-        _, stderr = process.communicate(timeout=WAIT_SECONDS)
+        _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
 

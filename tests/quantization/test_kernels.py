@@ -36,13 +36,13 @@ def test_formats_side_by_side_compute_as_alone() -> None:
         assert format is FP32 or torch.equal(rungs[i], kernels.value_to_rung(nearest[i], n)), format.name
 
 
-def test_marks_say_what_rounding_did() -> None:
+def test_counts_are_of_what_rounding_did() -> None:
     """With all formats side by side; of float32 they mean nothing."""
     formats = [format for format in FORMAT_REGISTRY.values() if format is not FP32]
     values = [hard_values(E4M3), hard_values(BF16), *(near_values(format, 10_000) for format in formats)]
     v = torch.from_numpy(np.concatenate([each[np.isfinite(each)] for each in values])).expand(len(formats), -1)
     lanes, edges = kernels.format_numbers(formats).view(-1, 1), kernels.format_edges(formats).view(-1, 1)
-    q, at_end, lost = kernels.round_and_mark(v, lanes, edges)
+    q, at_end, lost = kernels.round_and_count(v, lanes, edges, count=lambda marks: marks)
     assert same_bits(q, kernels.round_nearest(v, lanes))
     assert torch.equal(at_end.bool(), q.abs() == lanes.max_value)
     assert torch.equal(lost.bool(), (q == 0) & (v != 0))

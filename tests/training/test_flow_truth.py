@@ -130,9 +130,11 @@ def test_every_share_of_what_flows_is_true(scaling: str, tied_head: bool, corpus
         for i, (format, gradient) in enumerate(zip(FORMATS, gradients, strict=True))
     ]
     truth = train_and_compare(configs, corpus)
+    # Scaled gradients in E5M2 reach the end of their grid, and it is chance whether one is lost; in all others, chance
+    # whether one gets to the end. Unscaled ones are far from it.
+    chance = "gradient_underflowed" if tied_head and scaling != "none" else "gradient_saturated"
     for name, values in truth.items():
-        # Unscaled gradients are far from the ends of their grids, and E5M2's are the first to get there otherwise.
-        assert np.nansum(values) > 0 or (name == "gradient_saturated" and (scaling == "none" or not tied_head))
+        assert np.nansum(values) > 0 or name == chance
         assert np.isnan(values[..., FORMATS.index("fp32")]).all()
         flowing = [bool(np.isfinite(values[:, row, :-1]).all()) for row in range(values.shape[1])]
         # Nothing flows through position embeddings, nor through token embeddings that are not the head.
