@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeps import PATIENCE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,7 +34,7 @@ def run(folder: Path, *command: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []

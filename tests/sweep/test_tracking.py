@@ -16,7 +16,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import wandb
-from sweeps import PATIENCE
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.mailbox.mailbox import MailboxClosedError
 
@@ -331,7 +330,7 @@ def python(code: str, home: Path, *arguments: Path) -> subprocess.CompletedProce
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2]), "WANDB_API_KEY": CANARY}
     environ |= {"HOME": str(places["home"]), "TMPDIR": str(places["tmp"]), "WANDB_MODE": "offline"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=environ, cwd=places["work"], capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(command, env=environ, cwd=places["work"], capture_output=True, text=True, timeout=600)
 
 
 def records(path: Path) -> Iterator[Record]:
