@@ -251,7 +251,8 @@ class WeightGrid:
 
 
 def _amax(x: Tensor) -> Tensor:
-    return torch.maximum(x.amax((-1, -2)), -x.amin((-1, -2)))
+    # The sign of a zero would depend on how many lanes there are.
+    return torch.maximum(x.amax((-1, -2)), -x.amin((-1, -2))).abs()
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -199,6 +199,16 @@ def trained(corpus: Corpus, **changes: object) -> Lanes:
     return lanes
 
 
+@pytest.mark.parametrize("lanes", [1, 3, 8, 17])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_the_largest_magnitude_of_zeros_has_no_sign(zero: float, lanes: int) -> None:
+    """PyTorch's maximum of both zeros is either, by the place in a tensor: a checkpoint would tell of neighbours."""
+    flow = Flow([E4M3] * lanes, small(), CPU)
+    flow.begin(flow.scaler.slot(1), training=True)
+    flow.quantize(torch.full((lanes, 4, 33), zero))
+    assert not flow.scaler.history.signbit().any()
+
+
 class TestProgram:
     def test_evaluation_uses_held_weights_and_activations_and_moves_nothing(self, corpus: Corpus) -> None:
         lanes = trained(corpus, format="E6M1", lr=0.01)
