@@ -24,8 +24,8 @@ class FlipObserver:
         #: NaN for lanes whose weights have no codes, else 0, ``(L,)``.
         self.undefined = torch.where(undefined, float("nan"), 0.0).double()
         #: Direction of each element's last flip: -1, 0 (never) or 1, ``(n, L, in, out)``.
-        self.direction = torch.zeros_like(stack.stored, dtype=torch.int8)
-        self._next_direction = torch.zeros_like(self.direction)
+        self.direction = stack.zeros(torch.int8)
+        self._next_direction = stack.zeros(torch.int8)
 
     def observe(self, transition: Transition, gradient: Tensor) -> dict[str, Tensor]:
         """Columns of one step, float64 ``(n, L)``; NaN for lanes whose weights have no codes or are not finite.

@@ -85,7 +85,7 @@ class LaneOptimizer:
         names = ["momentum_buffer"] if self._orthogonal else [] if self._rungs_everywhere else ["exp_avg", "exp_avg_sq"]
         names += ["velocity"] if self._rungs_anywhere else []
         #: Tensors of the shape of the stack.
-        self.state = {name: torch.zeros_like(stack.stored) for name in names}
+        self.state = {name: stack.zeros() for name in names}
 
     def step(self, stack: Stack, gradient: Tensor, numbers: LaneNumbers) -> None:
         """Move ``stack.stored`` by one step; ``gradient``, of the same shape, is clipped already."""

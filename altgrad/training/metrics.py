@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from altgrad.quantization.kernels import MAGNITUDE, FormatNumbers
 from altgrad.quantization.rank_health import RankHealthMonitor
 from altgrad.training.precision import Transition
-from altgrad.training.weights import count
+from altgrad.training.weights import copy_whole, count
 
 #: Columns of `discrete_metrics`.
 DISCRETE = (
@@ -47,13 +47,14 @@ def discrete_metrics(
     flipped = direction & 1
     before = last.to(torch.int32)
     oscillations = -count((direction * before).clamp_(-1, 0))
-    out.copy_(torch.addcmul(before, flipped, direction.sub_(before)))
+    copy_whole(out, torch.addcmul(before, flipped, direction.sub_(before)))
     flips, updates = count(flipped), count(updated)
     both = count(flipped.bitwise_and_(updated))
     rungs = t.after.abs()
     at_end = count((rungs - (numbers.max_rung - 1)).clamp_min_(0))
-    there = count(t.unrounded.view(torch.int32).bitwise_and(MAGNITUDE).clamp_max_(1))
-    lost = there - count(rungs.clamp_max_(1))
+    # One sum that reads both: a compiler makes one loop only of sums that share what they read.
+    there = t.unrounded.view(torch.int32).bitwise_and(MAGNITUDE).clamp_max_(1)
+    lost = count(there.sub_(rungs.clamp_max_(1)))
     size = float(updated[0, 0].numel())
     return {
         "updates": updates,

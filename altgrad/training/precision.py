@@ -30,7 +30,7 @@ from altgrad.quantization.scaling import amax_scale, power_of_two_scale
 from altgrad.training.config import ConfigError, LayerRule, Problem, RunConfig
 from altgrad.training.data import sent
 from altgrad.training.model import aliases, matrix_names
-from altgrad.training.weights import Stack, count, per_lane
+from altgrad.training.weights import Stack, copy_whole, count, per_lane
 
 _PRESETS: dict[str, tuple[LayerRule, ...]] = {
     "all": (LayerRule("*"),),
@@ -156,8 +156,8 @@ class WeightGrid:
         if not self._all_on_grid:
             stack.use_own_working_weights()
         #: Signed codes of the working weights; one byte each unless a lane has a 16-bit format.
-        self.rungs = torch.zeros_like(stack.stored, dtype=torch.int8 if narrow else torch.int16)
-        self._next_rungs = torch.zeros_like(self.rungs)
+        self.rungs = stack.zeros(torch.int8 if narrow else torch.int16)
+        self._next_rungs = stack.zeros(self.rungs.dtype)
         #: The scale of the step, ``(n, L)``.
         self.frozen: Tensor
         self.scaler.observe(_amax(stack.stored), self.scaler.slot(0))
@@ -180,7 +180,7 @@ class WeightGrid:
         amax = _amax(stack.stored)
         v = stack.stored / scale
         q, after = self._rounded(v)
-        self._next_rungs.copy_(after)
+        copy_whole(self._next_rungs, after)
         self._keep(stack, q.mul_(scale))
         self.scaler.observe(amax, self._slot)
         return Transition(self.rungs, after, v, amax)

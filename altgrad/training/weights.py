@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+#: Elements: what keeps every tensor of a stack on cache lines of its own.
+_GAP = 64
+
 
 class Stack:
     """Parameters of one shape: what is stored, what the model computes with, and the gradient.
@@ -36,6 +39,16 @@ class Stack:
         """Give the working weights memory of their own, because they differ from the stored ones."""
         self.working = self.stored.clone()
         self._leaves = self._make_leaves()
+
+    def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Zeros of the stack's shape, with a gap after each tensor.
+
+        A compiler that cannot run through several matrices in one go takes them one by one, as the sums over a matrix
+        do; so the optimizer, rounding and counting become one loop.
+        """
+        shape, size = self.stored.shape, self.stored[0, 0].numel()
+        apart = torch.zeros(*shape[:2], size + _GAP, dtype=dtype, device=self.stored.device)
+        return apart[..., :size].view(shape)
 
     def leaves(self) -> dict[str, Tensor]:
         """The working weights by name, each ``(L, *shape)``, as leaves of the graph."""
@@ -67,6 +80,14 @@ def lane_sum(x: Tensor) -> Tensor:
     """
     x = x.sum(-1)
     return x.sum(-1, dtype=torch.float64) if x.dim() == 3 else x.double()
+
+
+def copy_whole(target: Tensor, numbers: Tensor) -> None:
+    """Set a tensor of narrow integers from int32 ones that fit.
+
+    Compiled code for AVX2 turns floats into bytes by vector instructions, but integers one at a time.
+    """
+    target.copy_(numbers.float() if torch.compiler.is_compiling() else numbers)
 
 
 def count(numbers: Tensor, most: int = 1) -> Tensor:
