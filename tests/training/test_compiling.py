@@ -22,6 +22,7 @@ from altgrad.training.config import LANE_FIELDS, ModelConfig, RunConfig
 from altgrad.training.data import Corpus, load_corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import evaluate, train_step
+from altgrad.training.weights import copy_whole
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
@@ -37,6 +38,15 @@ def program(corpus: Corpus, *lanes: dict[str, Any], **shared: Any) -> Lanes:
         "b": small(**({"compile": "always"} | shared | other)),
     }
     return Lanes(list(configs), configs, corpus, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+def test_whole_numbers_that_fit_are_copied_as_they_are(dtype: torch.dtype) -> None:
+    limits = torch.iinfo(dtype)
+    numbers = torch.arange(limits.min, limits.max + 1, dtype=torch.int32)
+    target = torch.zeros_like(numbers, dtype=dtype)
+    compiling.compiled(copy_whole)(target, numbers)
+    assert torch.equal(target.to(torch.int32), numbers)
 
 
 def go(lanes: Lanes) -> dict[str, int]:
