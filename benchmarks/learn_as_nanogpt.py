@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
 from benchmarks.arguments import positive

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ray import tune
 
 from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
 from orchestrator.corpus import corpus_of
@@ -22,7 +21,7 @@ from orchestrator.corpus import corpus_of
 
 def trial(config: dict[str, Any], text: dict[str, Any]) -> None:
     """Train one lane, and report every step's scalars. ``text``: the fields of the corpus, tokens as numpy arrays."""
-    corpus = Corpus(**{name: torch.tensor(x) if isinstance(x, np.ndarray) else x for name, x in text.items()})
+    corpus = Corpus(**{name: x.copy() if isinstance(x, np.ndarray) else x for name, x in text.items()})
 
     def report(step: int, rows: Rows) -> None:
         names = [name for name in rows.steps if name != "key"]
@@ -36,9 +35,8 @@ def run(plan: dict[str, Any], folder: Path) -> None:
     """Run every trial of ``altgrad plan --json``, each by itself, with as many at once as there are CPUs."""
     configs = [lane["config"] for pack in plan["packs"] for lane in pack["lanes"]]
     corpus = corpus_of(RunConfig.from_dict(configs[0]))
-    text = {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in vars(corpus).items()}
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial, text=text), {"cpu": plan["space"]["resources"]["cpu"]}),
+        tune.with_resources(tune.with_parameters(trial, text=vars(corpus)), {"cpu": plan["space"]["resources"]["cpu"]}),
         param_space={"run": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(metric="val_loss", mode="min"),
         run_config=tune.RunConfig(name="plain", storage_path=str(folder.absolute())),

@@ -25,14 +25,16 @@ from altgrad.quantization.fused import engine
 from altgrad.quantization.kernels import round_nearest
 from altgrad.training.compiling import compiled
 from altgrad.training.config import ModelConfig, RunConfig
-from altgrad.training.data import Batches, Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
+from altgrad.training.data import Batches
 from altgrad.training.lane_optimizer import LaneNumbers, schedule
 from altgrad.training.lanes import Lanes
+from altgrad.training.layers import layer_formats
 from altgrad.training.loop import train_step
 from altgrad.training.model import initial_parameters
 from altgrad.training.move import ONE_LOOP
 from altgrad.training.part import Part
-from altgrad.training.precision import Flow, layer_formats
+from altgrad.training.precision import Flow
 from altgrad.training.ranks import EARLY_STEPS
 from altgrad.training.weights import per_lane
 from benchmarks.arguments import positive

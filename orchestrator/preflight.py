@@ -13,7 +13,7 @@ from pathlib import Path
 
 from altgrad.quantization.formats import FORMAT_REGISTRY
 from altgrad.training.config import RunConfig
-from altgrad.training.model import matrix_names, parameter_shapes
+from altgrad.training.shapes import matrix_names, parameter_shapes
 from orchestrator.plan import Pack, Plan
 from orchestrator.quantities import size
 from orchestrator.results.journal import SweepState
@@ -25,8 +25,8 @@ _STEP_ROW, _LAYER_ROW = 2 * 75, 2 * 22
 _REPORT = 18_000
 #: Bytes of a pack: its events, and what its files in the dataset hold beside rows.
 _PACK = 30_000
-#: Bytes that W&B keeps of a step.
-_WANDB_STEP = 1_900
+#: Bytes that W&B keeps of a trial, of each of its reports (with histograms), and of a row between them.
+_WANDB_TRIAL, _WANDB_REPORT, _WANDB_ROW = 45_000, 9_000, 1_250
 #: Checkpoints of a pack at most: those kept, and the one being written.
 _CHECKPOINTS = 3
 #: Bytes of device memory that a process takes before it holds a tensor: CUDA's context and the libraries' workspaces.
@@ -88,8 +88,10 @@ def disk(plan: Plan, state: SweepState | None = None, at_once: int | None = None
         done = max((found.step or 0 for found in known if found), default=0)
         steps = max(0, config.steps - done)
         of_lane = steps * (_STEP_ROW + _LAYER_ROW * len(matrix_names(config.model)))
-        rows += len(left) * of_lane + math.ceil(steps / config.report_interval) * _REPORT + _PACK
-        wandb += len(left) * steps * _WANDB_STEP
+        reports = math.ceil(steps / config.report_interval)
+        rows += len(left) * of_lane + reports * _REPORT + _PACK
+        wandb_rows = steps // plan.spec.wandb.interval
+        wandb += len(left) * (_WANDB_TRIAL + reports * _WANDB_REPORT + wandb_rows * _WANDB_ROW)
         checkpoints.append(sum(checkpoint_size(lane.config, plan.corpus["vocabulary"]) for lane in left))
     largest = sorted(checkpoints, reverse=True)[:at_once]
     return Disk(rows, 0 if plan.spec.wandb.mode == "disabled" else wandb, _CHECKPOINTS * sum(largest))

@@ -89,8 +89,8 @@ def plan_sweep(spec: SweepSpec) -> Plan:
         CorpusError: the corpus is missing or too short for a block.
         ConfigError: a layer rule matches no matrix.
     """
-    from altgrad.training.data import check_length
-    from altgrad.training.precision import layer_formats
+    from altgrad.training.corpus import check_length
+    from altgrad.training.layers import layer_formats
     from orchestrator.corpus import corpus_of
 
     # None of these can be a parameter: all trials of a sweep train on one text.

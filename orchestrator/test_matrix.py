@@ -16,9 +16,9 @@ from typing import Any
 from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
 from altgrad.training.callbacks import RankWatch
 from altgrad.training.config import LAYER_PRESETS, ConfigError, ModelConfig, RankConfig, RunConfig
-from altgrad.training.model import aliases, matrix_names
+from altgrad.training.layers import layer_formats
 from altgrad.training.optimizer import OPTIMIZERS
-from altgrad.training.precision import layer_formats
+from altgrad.training.shapes import aliases, matrix_names
 from orchestrator.facts.decisions import examples
 from orchestrator.facts.markdown import code, escape, number, prose, table
 from orchestrator.facts.sources import doc_comments, first_line

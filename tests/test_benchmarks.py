@@ -19,7 +19,7 @@ from torch import Tensor
 from altgrad.quantization import fused
 from altgrad.quantization.formats import E4M3, E5M2, FP8Format
 from altgrad.training.config import RankConfig, RunConfig
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 from altgrad.training.ranks import EARLY_STEPS
 from benchmarks import quantize, sweep, synthetic_run
 from benchmarks.learn_as_nanogpt import Curves, compare

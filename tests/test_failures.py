@@ -202,6 +202,21 @@ def test_a_machine_without_memory_is_said_to_be_one_and_a_sweep_that_only_fails_
     assert journal[-1]["reason"] == "failures"
 
 
+def test_workers_that_die_before_they_train_end_the_sweep(tmp_path: Path) -> None:
+    """A PyTorch that takes the process along; the driver loads none."""
+    (tmp_path / "broken" / "torch").mkdir(parents=True)
+    (tmp_path / "broken" / "torch" / "__init__.py").write_text("import os\nos._exit(1)\n")
+    (tmp_path / "broken" / "torch" / "version.py").write_text('__version__ = "0"\n')
+    (tmp_path / "space.yaml").write_text(SPACE)
+    overrides = ["format=fp32", "max_consecutive_failures=3"]
+    ended = altgrad("sweep", "space.yaml", *overrides, cwd=tmp_path, PYTHONPATH=str(tmp_path / "broken"))
+    assert ended.returncode == 3, ended.stderr
+    assert "ended: 3 attempts in a row failed (max_consecutive_failures), the last with " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    journal = records(tmp_path / "runs" / "fragile")
+    assert [record["kind"] for record in journal if record["event"] == "pack_failed"] == ["lost"] * 3
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of its own."""

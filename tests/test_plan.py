@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altgrad.training.config import ConfigError, LayerRule, ModelConfig, RunConfig
-from altgrad.training.precision import layer_formats
+from altgrad.training.layers import layer_formats
 from orchestrator.plan import Pack, Plan, cell_label, make_plan, trial_key
 from orchestrator.space import SpaceError, load_space
 from orchestrator.space.spec import Parameter

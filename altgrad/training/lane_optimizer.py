@@ -12,10 +12,10 @@ from altgrad.quantization.diagnostics import exponent_stiffness
 from altgrad.quantization.kernels import rung_spacing, rung_to_value
 from altgrad.training.config import RunConfig
 from altgrad.training.data import sent
-from altgrad.training.model import EMBEDDINGS
 from altgrad.training.muon import MuonNumbers, muon_
 from altgrad.training.optimizer import MAX_STIFFNESS, AdamNumbers, adam_numbers, adamw_, grid_rungs_
 from altgrad.training.precision import WeightGrid
+from altgrad.training.shapes import EMBEDDINGS
 from altgrad.training.weights import Stack, per_lane
 
 #: The farthest rung beyond a grid's ends that float32 can say in every 8-bit format (E7M0: 2**127).

@@ -11,13 +11,16 @@ from torch import Tensor
 from altgrad.quantization.formats import FORMAT_REGISTRY, FP8Format
 from altgrad.training.compiling import compiled, is_compiled
 from altgrad.training.config import LANE_FIELDS, ConfigError, Problem, RunConfig
-from altgrad.training.data import Batches, Corpus
+from altgrad.training.corpus import Corpus
+from altgrad.training.data import Batches
+from altgrad.training.layers import layer_formats
 from altgrad.training.metrics import Recorder
-from altgrad.training.model import EMBEDDINGS, cross_entropy, forward, initial_parameters
+from altgrad.training.model import cross_entropy, forward, initial_parameters
 from altgrad.training.move import EAGER, compiled_programs
 from altgrad.training.part import Part, by_name
-from altgrad.training.precision import Flow, layer_formats
+from altgrad.training.precision import Flow
 from altgrad.training.products import Product, has_bf16_products, is_exact_in_bf16, product_of
+from altgrad.training.shapes import EMBEDDINGS
 from altgrad.training.weights import Stack
 
 Formats = dict[str, tuple[FP8Format, ...]]

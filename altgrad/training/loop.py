@@ -10,7 +10,7 @@ from torch import Tensor
 
 from altgrad.training.checkpoint import Checkpoint
 from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 from altgrad.training.lane_optimizer import LaneNumbers
 from altgrad.training.lanes import Lanes
 from altgrad.training.metrics import Rows

@@ -4,7 +4,7 @@ import math
 
 from altgrad.training.callbacks import RankWatch
 from altgrad.training.config import ModelConfig, RankConfig
-from altgrad.training.model import matrix_names
+from altgrad.training.shapes import matrix_names
 from orchestrator.sweep.stopping import Asha, LanePolicy, LaneReport, LaneWatch, RankCheck, RankWarning
 
 

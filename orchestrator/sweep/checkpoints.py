@@ -1,19 +1,14 @@
-"""Where a pack's checkpoints lie, which one is good, and how many are kept."""
+"""Which checkpoint of a pack is good, and how many are kept."""
 
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 from altgrad.training.checkpoint import Checkpoint, CheckpointError, from_files, to_files
 from orchestrator.results.store import Store
+from orchestrator.sweep.checkpoint_folders import checkpoint_files, complete_checkpoints
 
 #: Checkpoints kept of each pack: the newest, and one to fall back on.
 KEPT = 2
-#: A file in the run's folder: packs that see it at a report save a checkpoint.
-ASKED = "checkpoint_now"
-_FOLDER = re.compile(r"(.*/attempt-(\d+)/checkpoint-(\d+))/([^/]+)")
-#: The file that is written last.
-_LAST = "checkpoint.json"
 
 
 class Latest(NamedTuple):
@@ -40,8 +35,8 @@ def save_checkpoint(
     folder = f"packs/{pack}/attempt-{attempt}/checkpoint-{checkpoint.step:08d}"
     for name, data in to_files(checkpoint).items():
         store.write_bytes(f"{folder}/{name}", data)
-    kept = [other for _, other in _complete(store, pack) if other not in damaged][:KEPT]
-    for old in {match[1] for match in _files(store, pack)}.difference(kept):
+    kept = [other for _, other in complete_checkpoints(store, pack) if other not in damaged][:KEPT]
+    for old in {match[1] for match in checkpoint_files(store, pack)}.difference(kept):
         store.delete(old)
 
 
@@ -51,7 +46,7 @@ def latest_checkpoint(store: Store, pack: str, before: int | None = None) -> Lat
     Its content is held against its hash, and nothing of it is executed.
     """
     damaged: dict[str, str] = {}
-    for step, folder in _complete(store, pack):
+    for step, folder in complete_checkpoints(store, pack):
         if before is not None and step >= before:
             continue
         try:
@@ -60,19 +55,3 @@ def latest_checkpoint(store: Store, pack: str, before: int | None = None) -> Lat
         except (CheckpointError, OSError) as error:
             damaged[folder] = str(error)
     return Latest(None, damaged)
-
-
-def latest_step(store: Store, pack: str) -> int:
-    """The step of the newest complete checkpoint, 0 where there is none. Its content is not looked at."""
-    return next((step for step, _ in _complete(store, pack)), 0)
-
-
-def _complete(store: Store, pack: str) -> Iterator[tuple[int, str]]:
-    """Step and folder of every complete checkpoint, newest first: the latest attempt's, which may have gone back."""
-    found = [(int(match[2]), int(match[3]), match[1]) for match in _files(store, pack) if match[4] == _LAST]
-    yield from ((step, folder) for _, step, folder in sorted(found, reverse=True))
-
-
-def _files(store: Store, pack: str) -> list[re.Match[str]]:
-    """The path of every file of a checkpoint."""
-    return [match for path in store.list(f"packs/{pack}") if (match := _FOLDER.fullmatch(path))]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.results.store import Store
 from orchestrator.signals import Caught
-from orchestrator.sweep.checkpoints import ASKED
+from orchestrator.sweep.checkpoint_folders import ASKED
 from orchestrator.sweep.observer import SweepObserver
 from orchestrator.sweep.progress import Progress
 

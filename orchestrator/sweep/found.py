@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.results.journal import SweepState
 from orchestrator.results.store import Store
-from orchestrator.sweep.checkpoints import latest_step
+from orchestrator.sweep.checkpoint_folders import latest_step
 
 #: More packs than this are told by the span of their steps.
 _MOST_STEPS = 8

@@ -1,12 +1,13 @@
 """Which program runs a sweep, and on what: for whoever wants to run it again."""
 
 import platform
+import runpy
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 import altgrad
 from orchestrator.space import Resources
@@ -17,11 +18,18 @@ def versions() -> dict[str, str]:
     found = {
         "altgrad": altgrad.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": _torch_version(),
         "ray": ray.__version__,
     }
     commit = _commit(Path(altgrad.__file__).parent)
     return found | {"commit": commit} if commit else found
+
+
+def _torch_version() -> str:
+    """As PyTorch says it itself, its build included, without loading it."""
+    spec = find_spec("torch")
+    folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    return str(runpy.run_path(str(folder / "version.py"))["__version__"])
 
 
 def settled_resources(resources: Resources) -> dict[str, Any]:

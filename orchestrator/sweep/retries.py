@@ -99,16 +99,18 @@ def decide(kinds: Sequence[Kind], max_failures: int) -> Action:
 class Brake:
     """Counts attempts that failed in a row, all packs together, with no pack having come further in between.
 
-    A node that goes takes many attempts along: of losses among attempts that were under way at the last one counted,
-    none counts again.
+    A node that goes takes many attempts along: of losses among attempts that were under way at the last failure
+    counted, none counts again.
     """
 
     def __init__(self, limit: int) -> None:
         """``limit``: attempts in a row that are too many; 0 never brakes."""
         self._limit = limit
         self._in_a_row = 0
-        #: Packs whose attempt began after the last failure that was counted.
-        self._began: set[str] = set()
+        #: Packs whose attempt began and has not failed.
+        self._under_way: set[str] = set()
+        #: Those that were under way at the last failure counted, and still are.
+        self._excused: set[str] = set()
         #: The furthest step each pack has reported.
         self._furthest: dict[str, int] = {}
 
@@ -119,7 +121,7 @@ class Brake:
 
     def started(self, pack: str) -> None:
         """An attempt of a pack began."""
-        self._began.add(pack)
+        self._under_way.add(pack)
 
     def reported(self, pack: str, step: int) -> None:
         """A pack reported; steps that it had reached before are no progress."""
@@ -128,7 +130,10 @@ class Brake:
             self._in_a_row = 0
 
     def failed(self, pack: str, kind: Kind) -> None:
-        """An attempt of a pack failed."""
-        if kind != "lost" or pack in self._began:
+        """An attempt of a pack failed, perhaps before it began: a worker may not live to load the program."""
+        is_excused = kind == "lost" and pack in self._excused
+        self._under_way.discard(pack)
+        self._excused.discard(pack)
+        if not is_excused:
             self._in_a_row += 1
-            self._began.clear()
+            self._excused = set(self._under_way)

@@ -15,14 +15,15 @@ from ray import tune
 
 from altgrad.training.checkpoint import Checkpoint
 from altgrad.training.config import CorpusError, RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
 from orchestrator.corpus import corpus_of
 from orchestrator.results.holes import first_missing
 from orchestrator.results.journal import Journal, SweepState, load_plan
 from orchestrator.results.store import ChunkWriter, Store, next_attempt
-from orchestrator.sweep.checkpoints import ASKED, Latest, latest_checkpoint, save_checkpoint
+from orchestrator.sweep.checkpoint_folders import ASKED
+from orchestrator.sweep.checkpoints import Latest, latest_checkpoint, save_checkpoint
 from orchestrator.sweep.control import ControlRanks
 from orchestrator.sweep.decided import DecidedBefore, decided_before
 from orchestrator.sweep.halving import nuisance_setting
@@ -38,7 +39,7 @@ def run_pack(config: Mapping[str, Any]) -> None:
 
     Args:
         config: ``pack`` (its id), ``store`` (URI of the run's folder), ``threads`` (of PyTorch), ``device``,
-            ``wandb`` (mode), ``wandb_folder``.
+            ``wandb`` (mode), ``wandb_folder``, ``wandb_interval``.
 
     Raises:
         PackError: the pack could not be trained. The whole traceback is in the attempt's ``error.txt``.
@@ -65,7 +66,14 @@ def _train_pack(config: Mapping[str, Any], store: Store, attempt: int) -> None:
     found = latest_checkpoint(store, pack["pack"], before=first_missing(store, pack["pack"], known))
     decided = decided_before([known[key] for key in lanes])
     wandb = plan["space"]["wandb"]
-    tracker = Tracker(config["wandb"], Path(config["wandb_folder"]), wandb["project"], wandb["entity"], plan["name"])
+    tracker = Tracker(
+        config["wandb"],
+        Path(config["wandb_folder"]),
+        wandb["project"],
+        wandb["entity"],
+        plan["name"],
+        config["wandb_interval"],
+    )
     try:
         run = PackRun(store, plan, pack, attempt, lanes, tracker, found, decided)
         train(

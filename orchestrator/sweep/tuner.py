@@ -31,7 +31,7 @@ from orchestrator.sweep.rungs import refilled
 from orchestrator.sweep.schedulers import SCHEDULERS
 from orchestrator.sweep.stopping import Asha
 from orchestrator.sweep.surroundings import leave_the_jobs_folder, ray_here, room_for, room_on_disk, wandb_mode
-from orchestrator.sweep.trial import run_pack
+from orchestrator.sweep.trainable import run_pack
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def _tuner(
         "device": "cuda" if resources.gpu else "cpu",
         "wandb": wandb,
         "wandb_folder": str(_wandb_folder(store, spec.name)),
+        "wandb_interval": spec.wandb.interval,
     }
     return tune.Tuner(
         tune.with_resources(run_pack, {"cpu": resources.cpu, "gpu": resources.gpu}),

@@ -8,7 +8,7 @@ import numpy as np
 from altgrad.training.callbacks import RankWatch
 from altgrad.training.config import RunConfig
 from altgrad.training.metrics import Rows
-from altgrad.training.model import aliases, matrix_names
+from altgrad.training.shapes import aliases, matrix_names
 from orchestrator.sweep.stopping import Decision, LanePolicy, LaneReport, LaneWatch, RankCheck, RankWarning
 
 #: Effective rank by matrix of the control at a step; None where it has not come that far, empty where it is lost.

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from altgrad.training.checkpoint import Checkpoint
 from orchestrator.results.store import Store
-from orchestrator.sweep.checkpoints import KEPT, latest_checkpoint, latest_step, save_checkpoint
+from orchestrator.sweep.checkpoint_folders import latest_step
+from orchestrator.sweep.checkpoints import KEPT, latest_checkpoint, save_checkpoint
 
 
 def checkpoint(step: int, mark: float = 0.0) -> Checkpoint:

@@ -10,7 +10,7 @@ from orchestrator.results.journal import Journal, SweepState
 from orchestrator.results.store import Store
 from orchestrator.signals import Caught
 from orchestrator.sweep import departure
-from orchestrator.sweep.checkpoints import ASKED
+from orchestrator.sweep.checkpoint_folders import ASKED
 from orchestrator.sweep.departure import PATIENCE_SECONDS, Departure
 from orchestrator.sweep.observer import SweepObserver
 from orchestrator.sweep.progress import Progress

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from altgrad.training.config import ModelConfig, RankConfig, RunConfig
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 from altgrad.training.loop import train
 from altgrad.training.metrics import Rows
 from orchestrator.sweep.stopping import Decision, LanePolicy

@@ -8,7 +8,8 @@ import torch
 
 from altgrad.training.checkpoint import Checkpoint
 from orchestrator.results.store import Store
-from orchestrator.sweep.checkpoints import latest_step, save_checkpoint
+from orchestrator.sweep.checkpoint_folders import latest_step
+from orchestrator.sweep.checkpoints import save_checkpoint
 from orchestrator.sweep.retention import Retention, delete_checkpoints
 
 

@@ -127,6 +127,28 @@ def test_a_node_that_takes_its_packs_along_counts_once() -> None:
     assert brake.pulled, "an attempt that began after that and was lost too"
 
 
+def test_workers_that_never_come_to_an_attempt_are_braked() -> None:
+    brake = Brake(3)
+    brake.failed("a", "lost")
+    brake.failed("b", "lost")
+    assert not brake.pulled
+    brake.failed("a", "lost")
+    assert brake.pulled
+
+
+def test_a_node_that_takes_its_packs_along_after_a_failure_of_another_kind_adds_nothing() -> None:
+    brake = Brake(2)
+    for pack in ("a", "b", "c"):
+        brake.started(pack)
+    brake.failed("a", "application")
+    brake.failed("b", "lost")
+    brake.failed("c", "lost")
+    assert not brake.pulled
+    brake.started("b")
+    brake.failed("b", "lost")
+    assert brake.pulled
+
+
 def test_a_pack_that_takes_its_worker_along_again_and_again_is_braked_though_it_reports() -> None:
     """It goes on from step 40, reports 50, and dies at 57, for ever."""
     brake = Brake(4)

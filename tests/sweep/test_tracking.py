@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +142,18 @@ def test_a_row_reaches_the_run_of_its_key_only_with_what_is_defined(tracker: Tra
         {"step": 2, "loss": math.inf, "flips": 3},
     ]
     assert runs["sweep-b"].rows == [{"step": 1, "flips": 9}, {"step": 2, "loss": 0.5, "flips": 7}]
+
+
+@pytest.mark.parametrize(("interval", "sent"), [(1, range(1, 26)), (10, [10, 12, 20, 25]), (100, [12, 25])])
+def test_sent_are_the_steps_of_the_interval_the_last_and_those_with_histograms(
+    interval: int, sent: Sequence[int], tmp_path: Path, runs: dict[str, FakeRun]
+) -> None:
+    tracker = Tracker("offline", tmp_path, "project", None, "sweep", interval)
+    tracker.start("a", "a", {})
+    tracker.log(steps(*(("a", step, float(step)) for step in range(1, 26))), {"key": ["a"], "step": [12], "flips": [3]})
+    rows = runs["sweep-a"].rows
+    assert [(row["step"], row["loss"]) for row in rows] == [(step, float(step)) for step in sent]
+    assert [row["step"] for row in rows if "matrices/flips" in row] == [12]
 
 
 def test_histograms_span_the_matrices_at_the_last_step_where_they_are_defined(

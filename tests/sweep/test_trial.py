@@ -10,7 +10,7 @@ import pytest
 from small_plan import small_plan
 
 from altgrad.training.config import RunConfig
-from altgrad.training.data import load_corpus
+from altgrad.training.corpus import load_corpus
 from orchestrator.corpus import corpus_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results.consolidate import consolidate
@@ -18,7 +18,7 @@ from orchestrator.results.queries import query
 from orchestrator.results.store import Store
 from orchestrator.run_folder import plan_sweep
 from orchestrator.sweep import trial
-from orchestrator.sweep.checkpoints import ASKED
+from orchestrator.sweep.checkpoint_folders import ASKED
 from orchestrator.sweep.retries import PackError
 
 #: Nothing divides anything else here: reports at 7, 14, ..., 35, 40; checkpoints at some of them.
@@ -75,7 +75,7 @@ class Pack:
         self.results, self._stop_at = [], stop_at
         config = {"pack": self.pack.pack, "store": self.store.uri, "threads": 1, "device": "cpu"}
         try:
-            trial.run_pack({**config, "wandb": "disabled", "wandb_folder": self.store.uri})
+            trial.run_pack({**config, "wandb": "disabled", "wandb_folder": self.store.uri, "wandb_interval": 10})
         except Interrupted:
             assert stop_at is not None
         return self.results

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 
 
 @pytest.fixture(autouse=True)

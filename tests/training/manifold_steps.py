@@ -15,7 +15,7 @@ from torch import Tensor
 
 from altgrad.quantization.diagnostics import exponent_stiffness
 from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
 from altgrad.training.optimizer import ManifoldAdamW

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from altgrad.training.config import ModelConfig, RankConfig, RunConfig
-from altgrad.training.model import aliases, matrix_names
+from altgrad.training.shapes import aliases, matrix_names
 
 #: Steps between recorded checks; checks at any multiple of it can be replayed.
 INTERVAL = 20

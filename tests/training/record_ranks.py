@@ -15,7 +15,7 @@ from torch import Tensor
 
 from altgrad.training import loop
 from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.metrics import Rows
 from tests.training.rank_runs import FILE, RUNS, Plant, Run, Trace, load_traces, save_traces

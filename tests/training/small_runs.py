@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from altgrad.training.config import ModelConfig, RankConfig, RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train, train_step
 from altgrad.training.metrics import Rows

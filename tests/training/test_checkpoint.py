@@ -14,7 +14,7 @@ from small_runs import run, small
 from altgrad.training import checkpoint as module
 from altgrad.training.checkpoint import Checkpoint, CheckpointError, from_files, read, to_files, write
 from altgrad.training.config import ModelConfig, RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
 
 TENSORS, FACTS = "state.safetensors", "checkpoint.json"

@@ -19,7 +19,7 @@ from altgrad.quantization.fused import Engine
 from altgrad.training import compiling
 from altgrad.training.compiling import compile_seconds, is_compiled, saved_seconds
 from altgrad.training.config import LANE_FIELDS, ModelConfig, RunConfig
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import evaluate, train_step
 from altgrad.training.weights import copy_whole

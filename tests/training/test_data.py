@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from altgrad.training.config import CorpusError, RunConfig
-from altgrad.training.data import Batches, Corpus, check_length, load_corpus, standard_library
+from altgrad.training.corpus import Corpus, check_length, load_corpus, standard_library
+from altgrad.training.data import Batches
 from orchestrator.corpus import corpus_of, read_parquet_text
 
 TEXT = "Fünf Wörter, ein Reim — naïve 数.\n"
@@ -27,7 +28,7 @@ def nothing_remembered() -> Iterator[None]:
 
 def numbered(length: int, validation: int) -> Corpus:
     """A corpus whose tokens are their own positions; the validation part continues where training ends."""
-    ids = torch.arange(length + validation, dtype=torch.int32)
+    ids = np.arange(length + validation, dtype=np.int32)
     return Corpus(ids[:length], ids[length:], length + validation, "")
 
 
@@ -36,7 +37,7 @@ def batches(corpus: Corpus, seeds: list[int], batch: int = 4, block: int = 8) ->
 
 
 def bytes_of(corpus: Corpus) -> bytes:
-    return bytes(torch.cat([corpus.train, corpus.validation]).tolist())
+    return bytes(np.concatenate([corpus.train, corpus.validation]).tolist())
 
 
 class TestStandardLibrary:
@@ -75,7 +76,7 @@ class TestFiles:
         numbers = {character: i for i, character in enumerate(alphabet)}
         corpus = load_corpus(str(path), "char")
         assert corpus.vocabulary == len(alphabet)
-        assert torch.cat([corpus.train, corpus.validation]).tolist() == [numbers[c] for c in TEXT * 20]
+        assert np.concatenate([corpus.train, corpus.validation]).tolist() == [numbers[c] for c in TEXT * 20]
         assert len(corpus.train) == int(len(TEXT * 20) * 0.9)
 
     def test_a_folder_is_its_files_in_order_without_hidden_ones(self, tmp_path: Path) -> None:

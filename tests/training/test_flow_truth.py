@@ -13,7 +13,7 @@ from torch import Tensor
 
 from altgrad.quantization.formats import FORMAT_REGISTRY, FP8_FORMATS, FP8Format
 from altgrad.training.config import ModelConfig, RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
 from altgrad.training.model import cross_entropy, forward

@@ -10,7 +10,7 @@ from small_runs import assert_same_rows, lane_rows, run, small
 from altgrad.quantization import FP8_FORMATS
 from altgrad.training.checkpoint import Checkpoint, from_files, to_files
 from altgrad.training.config import ConfigError, LayerRule, ModelConfig, RankConfig, RunConfig
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus, load_corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train, train_step
 from altgrad.training.ranks import SPECTRA

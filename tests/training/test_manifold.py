@@ -9,7 +9,7 @@ from small_runs import small
 from torch import Tensor
 
 from altgrad.training.config import ModelConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 
 GRADIENT = ("gradient M=0", "gradient M=3", "gradient M=3, no eps")
 UPDATE = "update M=3"

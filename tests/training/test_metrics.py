@@ -9,7 +9,7 @@ from small_runs import run, small
 from torch import nn
 
 from altgrad.quantization.rank_health import compute_effective_rank, compute_stable_rank
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.metrics import Recorder, compute_rank_stats, pooled
 from orchestrator.results.schema import SCHEMAS
 

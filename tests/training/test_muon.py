@@ -6,7 +6,7 @@ from small_runs import assert_same_rows, lane_rows, run, small
 from torch import Tensor
 
 from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lane_optimizer import LaneNumbers, schedule
 from altgrad.training.lanes import Lanes
 from altgrad.training.muon import orthogonalize

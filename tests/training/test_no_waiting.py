@@ -7,7 +7,7 @@ import torch
 from small_runs import small
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from altgrad.quantization.formats import E4M3, E5M2, FORMAT_REGISTRY, FP8Format
 from altgrad.training.config import LayerRule, RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lane_optimizer import LaneNumbers, schedule
 from altgrad.training.lanes import Lanes
 from altgrad.training.optimizer import (

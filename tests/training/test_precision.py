@@ -12,11 +12,12 @@ from altgrad.quantization.formats import BF16, E4M3, E5M2, FORMAT_REGISTRY, FP8_
 from altgrad.quantization.ops import quantize
 from altgrad.quantization.scaling import power_of_two_scale
 from altgrad.training.config import ConfigError, LayerRule, ModelConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
+from altgrad.training.layers import layer_formats
 from altgrad.training.loop import evaluate, train_step
 from altgrad.training.model import cross_entropy, forward
-from altgrad.training.precision import Flow, Scaler, WeightGrid, layer_formats
+from altgrad.training.precision import Flow, Scaler, WeightGrid
 from altgrad.training.weights import Stack
 
 CPU = torch.device("cpu")

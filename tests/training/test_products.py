@@ -17,7 +17,7 @@ from altgrad.quantization.kernels import format_numbers, round_nearest
 from altgrad.training import lanes as lanes_module
 from altgrad.training import products
 from altgrad.training.config import RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.precision import Scaler
 from altgrad.training.products import bmm_bf16, is_exact_in_bf16, multiply, product_of

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from altgrad.training.callbacks import RankWatch
 from altgrad.training.config import ModelConfig, RankConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from tests.training import rank_tables, record_ranks
 from tests.training.rank_runs import FILE, RUNS, TIED, UNTIED, Plant, Run, Trace, load_traces, save_traces
 from tests.training.rank_tables import Evidence, Pair, Rule, crossing, first_warning, warnings

@@ -8,7 +8,8 @@ import torch
 from small_runs import SMALL, lane_rows, run, small
 
 from altgrad.training.config import ModelConfig
-from altgrad.training.data import Batches, Corpus
+from altgrad.training.corpus import Corpus
+from altgrad.training.data import Batches
 from altgrad.training.lane_optimizer import schedule
 from altgrad.training.model import initial_parameters
 from benchmarks.plain_gpt import PlainGPT

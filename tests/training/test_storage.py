@@ -9,10 +9,10 @@ import torch
 from small_runs import assert_same_rows, lane_rows, run, small
 
 from altgrad.training.config import RankConfig, RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
-from altgrad.training.model import matrix_names
+from altgrad.training.shapes import matrix_names
 
 SEEDS = (1, 2)
 #: By mantissa bits, most first.

@@ -16,7 +16,7 @@ from torch import Tensor
 from altgrad.quantization.formats import FORMAT_REGISTRY, FP8_FORMATS, FP8Format
 from altgrad.quantization.kernels import random_bits, stream_keys
 from altgrad.training.config import ModelConfig, RunConfig
-from altgrad.training.data import Corpus
+from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.loop import train_step
 from altgrad.training.metrics import COUNTS, DISCRETE
