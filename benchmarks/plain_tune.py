@@ -20,7 +20,10 @@ from orchestrator.corpus import corpus_of
 
 
 def trial(config: dict[str, Any], text: dict[str, Any]) -> None:
-    """Train one lane, and report every step's scalars. ``text``: the fields of the corpus, tokens as numpy arrays."""
+    """Train one lane, and report every step's scalars.
+
+    ``text``: the fields of the corpus, whose tokens Ray lends as arrays that cannot be written.
+    """
     corpus = Corpus(**{name: x.copy() if isinstance(x, np.ndarray) else x for name, x in text.items()})
 
     def report(step: int, rows: Rows) -> None:

@@ -1,9 +1,9 @@
 """What a sweep costs beside plain Ray Tune, and beside its training alone; or with trials that do nothing.
 
 The same trials three times on this machine, one after another, each in fresh processes: one by one under plain Ray
-Tune (`plain_tune.py`); through the altgrad command; and right after it, because the difference is what is asked for and
-a shared machine changes its pace, without Ray, the packs of the sweep in as many warm processes as packs fit on the
-machine. Nothing is stopped early on any side.
+Tune (`plain_tune.py`); through the altgrad command; and without Ray, the packs of the sweep in as many warm processes
+as packs fit on the machine. This last comes right after the command, because their difference is wanted and a shared
+machine changes its pace. Nothing is stopped early on any side.
 """
 
 import argparse
@@ -112,6 +112,7 @@ def compare(space: Path, overrides: Sequence[str], folder: Path) -> dict[str, An
     (folder / "plan.json").write_text(planned)
     plan = json.loads(planned)
     trials = sum(len(pack["lanes"]) for pack in plan["packs"])
+    run([sys.executable, "-c", "import ray.tune, torch"], folder)  # the first side reads no libraries from a cold disk
     stock, _ = run([sys.executable, "-m", "benchmarks.plain_tune", "plan.json", "stock"], folder)
     ours, _ = run(altgrad("sweep", space, *changes, "--storage", folder / "ours"), folder)
     alone = training_alone(plan)

@@ -81,7 +81,7 @@ def _run(
     ended = {lane.key: str(lane.reason) for lane in state.lanes.values() if lane.status == "finished"}
     progress = Progress(planned, ended)
     with _shown(progress):
-        progress.say("loading PyTorch and Ray")
+        progress.say("loading Ray")
         from orchestrator.sweep.found import found
         from orchestrator.sweep.surroundings import DiskFullError, SurroundingsError
         from orchestrator.sweep.tuner import run_sweep

@@ -25,7 +25,7 @@ _STEP_ROW, _LAYER_ROW = 2 * 75, 2 * 22
 _REPORT = 18_000
 #: Bytes of a pack: its events, and what its files in the dataset hold beside rows.
 _PACK = 30_000
-#: Bytes that W&B keeps of a trial, of each of its reports (with histograms), and of a row between them.
+#: Bytes that W&B keeps of a trial, of each of its reports (with histograms), and of a row.
 _WANDB_TRIAL, _WANDB_REPORT, _WANDB_ROW = 45_000, 9_000, 1_250
 #: Checkpoints of a pack at most: those kept, and the one being written.
 _CHECKPOINTS = 3

@@ -202,8 +202,7 @@ def test_a_machine_without_memory_is_said_to_be_one_and_a_sweep_that_only_fails_
     assert journal[-1]["reason"] == "failures"
 
 
-def test_workers_that_die_before_they_train_end_the_sweep(tmp_path: Path) -> None:
-    """A PyTorch that takes the process along; the driver loads none."""
+def test_a_pytorch_that_kills_whoever_loads_it_ends_the_sweep_and_not_its_driver(tmp_path: Path) -> None:
     (tmp_path / "broken" / "torch").mkdir(parents=True)
     (tmp_path / "broken" / "torch" / "__init__.py").write_text("import os\nos._exit(1)\n")
     (tmp_path / "broken" / "torch" / "version.py").write_text('__version__ = "0"\n')

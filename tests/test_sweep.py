@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from sweeps import ROOT, SMOKE, altgrad, interrupt, query, records
+from wandb_file import rows
 
 from orchestrator.preflight import disk
 from orchestrator.results.store import Store
 from orchestrator.run_folder import read_plan
 
 STEPS = 150
-LONGER = [f"steps={STEPS}", "format=[fp32,E4M3]", "checkpoint_interval=20"]
+LONGER = [f"steps={STEPS}", "format=[fp32,E4M3]", "checkpoint_interval=20", "wandb.interval=4"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,12 @@ def test_what_it_ran_on_and_with_is_recorded(undisturbed: tuple[Path, str]) -> N
 
 def test_without_a_key_wandb_writes_offline_into_the_runs_folder(undisturbed: tuple[Path, str]) -> None:
     run, _ = undisturbed
-    assert len(list((run / "wandb").rglob("*.wandb"))) == 6
+    files = list((run / "wandb").rglob("*.wandb"))
+    assert len(files) == 6
+    steps = [[row["step"] for row in rows(file)] for file in files]
+    full = [step for step in range(1, STEPS + 1) if step % 4 == 0 or step % 10 == 0]
+    assert full in steps
+    assert all(found == full[: len(found)] for found in steps), "some ended early, at a report"
     outside = {path.name for path in run.parent.parent.iterdir()}
     assert outside - {".cache", ".config", ".ray", ".local"} == {"runs"}
 

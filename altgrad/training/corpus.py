@@ -24,7 +24,7 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "_
 class Corpus:
     """Tokens of a text, split in front of its last tenth (or as its files were)."""
 
-    #: uint16 or int32, one dimension.
+    #: uint16 or int32, one dimension, writable (PyTorch warns of others).
     train: np.ndarray
     validation: np.ndarray
     #: Number of different tokens a model must know.

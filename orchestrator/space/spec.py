@@ -98,7 +98,7 @@ class WandbConfig:
     entity: str | None = None
     #: ``auto`` is online where a key is found, else offline.
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    #: Steps from one row there to the next; reports have one besides. Parquet has every step.
+    #: Steps from one row there to the next; reports and rank checks have one besides. Parquet has every step.
     interval: int = field(default=10, metadata={"least": 1})
 
 

@@ -134,7 +134,7 @@ class SweepObserver(TrialProgressCallback):
         failure = _failure(trial)
         self.running.discard(pack)
         self._failures[pack].append(failure.kind)
-        self._brake.failed(pack, failure.kind)
+        self._brake.failed(pack, failure)
         action = decide(self._failures[pack], self._max_failures)
         advice = ADVICE.get(failure.kind) if action == "give_up" else None
         message = f"{advice} ({failure.message})" if advice else failure.message

@@ -28,8 +28,9 @@ def versions() -> dict[str, str]:
 def _torch_version() -> str:
     """As PyTorch says it itself, its build included, without loading it."""
     spec = find_spec("torch")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path()
-    return str(runpy.run_path(str(folder / "version.py"))["__version__"])
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("no module named torch", name="torch")
+    return str(runpy.run_path(str(Path(spec.origin).with_name("version.py")))["__version__"])
 
 
 def settled_resources(resources: Resources) -> dict[str, Any]:

@@ -26,6 +26,7 @@ _OWN_WORDS = re.compile(rf"PackError: ({'|'.join(get_args(Kind))}): (.*)")
 #: The frame of a task that raised: the worker lived to tell.
 _TASK = re.compile(r"ray::[\w.]+\(\)")
 _KILLED_FOR_MEMORY = re.compile(r"killed due to the node running low on memory")
+_NODE_DIED = "its node has died"
 _MODULES = re.compile(r"^(\w+\.)+(?=\w+(: |$))")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -71,6 +72,8 @@ def failure_from(text: str) -> Failure:
     for line in lines:
         if _KILLED_FOR_MEMORY.search(line):
             return Failure("host_memory", line)
+        if _NODE_DIED in line:
+            return Failure("lost", line)
     return Failure("application" if _TASK.search(block) else "lost", _MODULES.sub("", lines[-1]))
 
 
@@ -100,7 +103,7 @@ class Brake:
     """Counts attempts that failed in a row, all packs together, with no pack having come further in between.
 
     A node that goes takes many attempts along: of losses among attempts that were under way at the last failure
-    counted, none counts again.
+    counted, none counts again, and none of an attempt that had not begun on a node that went.
     """
 
     def __init__(self, limit: int) -> None:
@@ -109,7 +112,7 @@ class Brake:
         self._in_a_row = 0
         #: Packs whose attempt began and has not failed.
         self._under_way: set[str] = set()
-        #: Those that were under way at the last failure counted, and still are.
+        #: Those that were under way at the last failure counted, and have not failed since.
         self._excused: set[str] = set()
         #: The furthest step each pack has reported.
         self._furthest: dict[str, int] = {}
@@ -129,9 +132,10 @@ class Brake:
             self._furthest[pack] = step
             self._in_a_row = 0
 
-    def failed(self, pack: str, kind: Kind) -> None:
+    def failed(self, pack: str, failure: Failure) -> None:
         """An attempt of a pack failed, perhaps before it began: a worker may not live to load the program."""
-        is_excused = kind == "lost" and pack in self._excused
+        was_placed = pack not in self._under_way and _NODE_DIED in failure.message
+        is_excused = failure.kind == "lost" and (pack in self._excused or was_placed)
         self._under_way.discard(pack)
         self._excused.discard(pack)
         if not is_excused:

@@ -104,7 +104,7 @@ class Tracker:
     """
 
     def __init__(
-        self, mode: str, folder: Path, project: str | None, entity: str | None, group: str, interval: int = 1
+        self, mode: str, folder: Path, project: str | None, entity: str | None, group: str, interval: int
     ) -> None:
         self._mode = mode
         self._folder = folder.absolute()

@@ -1,5 +1,6 @@
 """What the driver writes into the journal, and what the journal then says, over failures, retries and resumes."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -318,3 +319,10 @@ def test_packs_left_where_they_were_are_unfinished(driver: Driver) -> None:
 
 def test_nothing_of_it_is_pickled_with_tunes_state(driver: Driver) -> None:
     assert driver.observer.__getstate__() == {}
+
+
+def test_workers_that_never_begin_end_the_sweep(driver: Driver) -> None:
+    text = "The actor is dead because its worker process has died."
+    packs = itertools.cycle(driver.packs)
+    assert [driver.fail(next(packs), text) for _ in range(3)] == ["retry", "retry", "end_sweep"]
+    assert driver.observer.fatal is not None

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.sweep.retries import Action, Brake, Kind, PackError, decide, failure_from, kind_of, words_of
+from orchestrator.sweep.retries import Action, Brake, Failure, Kind, PackError, decide, failure_from, kind_of, words_of
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -65,6 +65,12 @@ The actor died unexpectedly before finishing this task.
 The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
 unexpectedly exits. Some common causes include: (1) the process was killed by the OOM killer due to high memory usage.
 """
+NODE = """\
+The actor died unexpectedly before finishing this task.
+\tclass_name: ImplicitFunc
+The actor died because its node has died. Node Id: 6718ef7a1206908
+\tThe actor's node was terminated unexpectedly.
+"""
 TASK = "\x1b[36mray::ImplicitFunc.train()\x1b[39m (pid=1, ip=192.0.2.2, actor_id=a4)\n  File\n"
 MEMORY = """\
 1 worker(s) were killed due to the node running low on memory. Memory on the node was 1.54GB used / 23.54GB limit
@@ -85,6 +91,7 @@ Refer to the documentation: https://docs.ray.io/
         (LOST + "Failure # 2 (occurred at x)\n" + MEMORY, "host_memory", MEMORY.splitlines()[0]),
         (MEMORY + "Failure # 2 (occurred at x)\n" + LOST, "lost", LOST.splitlines()[-1]),
         (TASK + "x.PackError: gpu_memory: E: y\nFailure # 2 (occurred at x)\n" + LOST, "lost", LOST.splitlines()[-1]),
+        (NODE, "lost", NODE.splitlines()[-2]),
         ("PackError: a code that nobody knows: x", "lost", "PackError: a code that nobody knows: x"),
     ],
 )
@@ -96,21 +103,21 @@ def test_a_sweep_that_only_fails_is_braked() -> None:
     brake = Brake(3)
     for pack in ("a", "b"):
         brake.started(pack)
-        brake.failed(pack, "application")
+        brake.failed(pack, Failure("application", ""))
         assert not brake.pulled
     brake.started("a")
-    brake.failed("a", "lost")
+    brake.failed("a", Failure("lost", ""))
     assert brake.pulled
 
 
 def test_progress_of_any_pack_lets_the_brake_go() -> None:
     brake = Brake(2)
-    brake.failed("a", "application")
+    brake.failed("a", Failure("application", ""))
     brake.reported("b", 10)
-    brake.failed("a", "application")
+    brake.failed("a", Failure("application", ""))
     assert not brake.pulled
     brake.reported("b", 10)
-    brake.failed("c", "application")
+    brake.failed("c", Failure("application", ""))
     assert brake.pulled, "a step that was reached before is no progress"
 
 
@@ -120,19 +127,30 @@ def test_a_node_that_takes_its_packs_along_counts_once() -> None:
     for pack in packs:
         brake.started(pack)
     for pack in packs:
-        brake.failed(pack, "lost")
+        brake.failed(pack, Failure("lost", ""))
     assert not brake.pulled
     brake.started("p7")
-    brake.failed("p7", "lost")
+    brake.failed("p7", Failure("lost", ""))
     assert brake.pulled, "an attempt that began after that and was lost too"
 
 
 def test_workers_that_never_come_to_an_attempt_are_braked() -> None:
     brake = Brake(3)
-    brake.failed("a", "lost")
-    brake.failed("b", "lost")
+    brake.failed("a", Failure("lost", ""))
+    brake.failed("b", Failure("lost", ""))
     assert not brake.pulled
-    brake.failed("a", "lost")
+    brake.failed("a", Failure("lost", ""))
+    assert brake.pulled
+
+
+def test_a_node_that_goes_while_its_workers_start_is_not_held_against_the_sweep() -> None:
+    brake = Brake(2)
+    for pack in "abcd":
+        brake.failed(pack, failure_from(NODE))
+    assert not brake.pulled
+    brake.started("a")
+    brake.failed("a", failure_from(NODE))
+    brake.failed("b", failure_from(LOST))
     assert brake.pulled
 
 
@@ -140,12 +158,12 @@ def test_a_node_that_takes_its_packs_along_after_a_failure_of_another_kind_adds_
     brake = Brake(2)
     for pack in ("a", "b", "c"):
         brake.started(pack)
-    brake.failed("a", "application")
-    brake.failed("b", "lost")
-    brake.failed("c", "lost")
+    brake.failed("a", Failure("application", ""))
+    brake.failed("b", Failure("lost", ""))
+    brake.failed("c", Failure("lost", ""))
     assert not brake.pulled
     brake.started("b")
-    brake.failed("b", "lost")
+    brake.failed("b", Failure("lost", ""))
     assert brake.pulled
 
 
@@ -156,7 +174,7 @@ def test_a_pack_that_takes_its_worker_along_again_and_again_is_braked_though_it_
     while not brake.pulled:
         brake.started("p")
         brake.reported("p", 50)
-        brake.failed("p", "lost")
+        brake.failed("p", Failure("lost", ""))
         attempts += 1
         assert attempts < 10
     assert attempts == 4

@@ -1,10 +1,8 @@
 """Weights & Biases: what is sent, where it is written, and that its trouble stays its own."""
 
-import json
 import logging
 import math
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,8 +14,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import wandb
-from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.mailbox.mailbox import MailboxClosedError
+from wandb_file import records, rows
 
 from orchestrator.sweep.tracking import HISTOGRAMS, Tracker, choose_mode
 
@@ -68,7 +66,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeRun]:
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
-    return Tracker("offline", tmp_path, "project", None, "sweep")
+    return Tracker("offline", tmp_path, "project", None, "sweep", 1)
 
 
 def steps(*rows: tuple[str, int, float], **more: list[Any]) -> dict[str, Any]:
@@ -237,7 +235,7 @@ def test_closing_ends_what_is_still_open_without_giving_a_reason(tracker: Tracke
 def test_a_retried_lane_goes_on_in_its_own_run(
     mode: str, resume: str | None, tmp_path: Path, runs: dict[str, FakeRun]
 ) -> None:
-    Tracker(mode, tmp_path, "project", "team", "sweep").start("a", "E4M3", {"lr": 1e-3}, ["t" * 70, ""])
+    Tracker(mode, tmp_path, "project", "team", "sweep", 1).start("a", "E4M3", {"lr": 1e-3}, ["t" * 70, ""])
     options = runs["sweep-a"].options
     expected = {"mode": mode, "resume": resume, "group": "sweep", "entity": "team", "tags": ["t" * 63]}
     assert {name: options[name] for name in expected} == expected
@@ -290,7 +288,7 @@ def test_a_trial_being_stopped_is_not_held_back(tracker: Tracker, monkeypatch: p
 
 def test_a_folder_that_cannot_be_made_is_trouble_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
-    Tracker("offline", tmp_path / "file", None, None, "sweep").start("a", "a", {})
+    Tracker("offline", tmp_path / "file", None, None, "sweep", 1).start("a", "a", {})
     assert "NotADirectoryError" in caplog.text or "FileExistsError" in caplog.text
 
 
@@ -300,7 +298,7 @@ OFFLINE = """
 from pathlib import Path
 from orchestrator.sweep.tracking import Tracker, choose_mode
 import os, sys
-tracker = Tracker(choose_mode("auto", os.environ), Path(sys.argv[1]), "project", None, "sweep")
+tracker = Tracker(choose_mode("auto", os.environ), Path(sys.argv[1]), "project", None, "sweep", 1)
 lanes = "ab"
 for lane, key in enumerate(lanes):
     tracker.start(key, f"lane {key}", {"lr": 0.5, "layers": [{"match": "*"}]}, ["E4M3"])
@@ -320,7 +318,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from orchestrator.sweep.tracking import Tracker
-tracker = Tracker("offline", Path(sys.argv[1]), "project", None, "sweep")
+tracker = Tracker("offline", Path(sys.argv[1]), "project", None, "sweep", 1)
 tracker.start("a", "a", {})
 parents = {int(p.name): (p / "stat").read_text().rsplit(")")[-1].split()[1] for p in Path("/proc").glob("[0-9]*")}
 service, = [pid for pid, parent in parents.items() if parent == str(os.getpid())]
@@ -345,23 +343,6 @@ def python(code: str, home: Path, *arguments: Path) -> subprocess.CompletedProce
     return subprocess.run(command, env=environ, cwd=places["work"], capture_output=True, text=True, timeout=600)
 
 
-def records(path: Path) -> Iterator[Record]:
-    """Read a ``.wandb`` file: LevelDB's log format (blocks of 32 KiB, fragments of 7 + n bytes) behind a header."""
-    data, position, pending = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        pending += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # A whole record, or the last fragment of one.
-            yield Record.FromString(pending)
-            pending = b""
-
-
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A sweep's two lanes tracked offline in a fresh process; what it left, and what it said."""
@@ -381,11 +362,7 @@ def test_the_file_holds_every_scalar_of_every_step_of_its_lane(
     offline: SimpleNamespace, lane: str, offset: int
 ) -> None:
     found = list(records(offline.files[f"run-sweep-{lane}.wandb"]))
-    history = [
-        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in found
-        if record.HasField("history")
-    ]
+    history = rows(offline.files[f"run-sweep-{lane}.wandb"])
     assert [(row["step"], row["loss"]) for row in history] == [(step, 1 / step + offset) for step in range(1, 7)]
     shown = {row["step"]: (row["matrices/flips._type"], sum(row["matrices/flips.values"])) for row in history[2::3]}
     assert shown == {3: ("histogram", 3), 6: ("histogram", 3)}
@@ -424,7 +401,7 @@ def test_disabled_touches_nothing_and_imports_nothing(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from orchestrator.sweep.tracking import Tracker
-tracker = Tracker("disabled", Path(sys.argv[1]), None, None, "sweep")
+tracker = Tracker("disabled", Path(sys.argv[1]), None, None, "sweep", 1)
 tracker.start("a", "a", {}, [])
 tracker.log({"key": ["a"], "step": [1], "loss": [1.0]}, {})
 tracker.alert("a", "diverged", "title", "text")
