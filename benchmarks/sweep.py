@@ -2,8 +2,8 @@
 
 The same trials three times on this machine, one after another, each in fresh processes: one by one under plain Ray
 Tune (`plain_tune.py`); through the altgrad command; and without Ray, the packs of the sweep in as many warm processes
-as packs fit on the machine. This last comes right after the command, because their difference is wanted and a shared
-machine changes its pace. Nothing is stopped early on any side.
+as packs fit on the machine. This last is run right before the command and right after it, because their difference is
+wanted and a shared machine changes its pace. Nothing is stopped early on any side.
 """
 
 import argparse
@@ -114,14 +114,17 @@ def compare(space: Path, overrides: Sequence[str], folder: Path) -> dict[str, An
     trials = sum(len(pack["lanes"]) for pack in plan["packs"])
     run([sys.executable, "-c", "import ray.tune, torch"], folder)  # the first side reads no libraries from a cold disk
     stock, _ = run([sys.executable, "-m", "benchmarks.plain_tune", "plan.json", "stock"], folder)
+    before = training_alone(plan)
     ours, _ = run(altgrad("sweep", space, *changes, "--storage", folder / "ours"), folder)
-    alone = training_alone(plan)
+    after = training_alone(plan)
+    alone = (before + after) / 2
     return {
         "stock_over_ours": stock / ours,
         "orchestration_s_per_trial": (ours - alone) / trials,
         "ours_s": ours,
         "stock_s": stock,
         "training_s": alone,
+        "training_runs_s": {"before": before, "after": after},
         "trials": trials,
         "packs": len(plan["packs"]),
         "overrides": list(overrides),

@@ -185,5 +185,5 @@ def test_a_limit_of_nought_never_brakes(kinds: list[Kind]) -> None:
     brake = Brake(0)
     for kind in kinds:
         brake.started("p")
-        brake.failed("p", kind)
+        brake.failed("p", Failure(kind, ""))
         assert not brake.pulled
