@@ -1,6 +1,6 @@
 """What a sweep costs beside plain Ray Tune, and beside its training alone; or with trials that do nothing.
 
-The same trials three times on this machine, one after another, each in fresh processes: one by one under plain Ray
+The same trials in three ways on this machine, one after another, each in fresh processes: one by one under plain Ray
 Tune (`plain_tune.py`); through the altgrad command; and without Ray, the packs of the sweep in as many warm processes
 as packs fit on the machine. This last is run right before the command and right after it, because their difference is
 wanted and a shared machine changes its pace. Nothing is stopped early on any side.

@@ -98,7 +98,7 @@ class WandbConfig:
     entity: str | None = None
     #: ``auto`` is online where a key is found, else offline.
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    #: Steps from one row there to the next; reports and rank checks have one besides. Parquet has every step.
+    #: Steps from one row there to the next; reports and the last rank check before each have one too.
     interval: int = field(default=10, metadata={"least": 1})
 
 

@@ -72,9 +72,9 @@ def failure_from(text: str) -> Failure:
     for line in lines:
         if _KILLED_FOR_MEMORY.search(line):
             return Failure("host_memory", line)
-        if _NODE_DIED in line:
-            return Failure("lost", line)
-    return Failure("application" if _TASK.search(block) else "lost", _MODULES.sub("", lines[-1]))
+    if _TASK.search(block):
+        return Failure("application", _MODULES.sub("", lines[-1]))
+    return Failure("lost", next((line for line in lines if _NODE_DIED in line), _MODULES.sub("", lines[-1])))
 
 
 def decide(kinds: Sequence[Kind], max_failures: int) -> Action:
@@ -134,8 +134,8 @@ class Brake:
 
     def failed(self, pack: str, failure: Failure) -> None:
         """An attempt of a pack failed, perhaps before it began: a worker may not live to load the program."""
-        was_placed = pack not in self._under_way and _NODE_DIED in failure.message
-        is_excused = failure.kind == "lost" and (pack in self._excused or was_placed)
+        went_with_node = pack not in self._under_way and _NODE_DIED in failure.message
+        is_excused = failure.kind == "lost" and (pack in self._excused or went_with_node)
         self._under_way.discard(pack)
         self._excused.discard(pack)
         if not is_excused:

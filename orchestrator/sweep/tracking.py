@@ -164,11 +164,12 @@ class Tracker:
             rows = _scalars(steps)
             for key, run in self._runs.items():
                 history = rows.get(key, {})
-                sent = {step for step in history if step % self._interval == 0} | {max(history, default=0)}
+                last = max(history, default=None)
+                sent = {step for step in history if step % self._interval == 0 or step == last}
                 for step, column, values in _last_values(key, layers):
                     history.setdefault(step, {"step": step})[f"matrices/{column}"] = histogram(values)
                     sent.add(step)
-                for step in sorted(sent.intersection(history)):
+                for step in sorted(sent):
                     run.log(history[step])
 
     def alert(self, key: str, kind: str, title: str, text: str) -> None:

@@ -87,6 +87,7 @@ Refer to the documentation: https://docs.ray.io/
         ("", "lost", "unknown error"),
         (MEMORY, "host_memory", MEMORY.splitlines()[0]),
         (TASK + "a.b.ConfigError: no format", "application", "ConfigError: no format"),
+        (TASK + "E: its node has died\na.b.E: x", "application", "E: x"),
         (TASK + "ModuleNotFoundError: altgrad", "application", "ModuleNotFoundError: altgrad"),
         (LOST + "Failure # 2 (occurred at x)\n" + MEMORY, "host_memory", MEMORY.splitlines()[0]),
         (MEMORY + "Failure # 2 (occurred at x)\n" + LOST, "lost", LOST.splitlines()[-1]),
