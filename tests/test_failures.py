@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweeps import PATIENCE, SMOKE, altgrad, environment, interrupt, query, records
+from sweeps import PATIENCE, ROOT, SMOKE, altgrad, environment, interrupt, query, records
 
 STEPS = 300
 SPACE = f"""\
@@ -34,6 +34,31 @@ run:
   ranks: {{interval: 50, warmup_steps: 50}}
 max_failures: 1
 wandb: {{mode: disabled}}
+"""
+
+
+#: The command, with a trainable whose worker dies when it is first to go on to another pack.
+DIES_BETWEEN_PACKS = """\
+import os, sys
+from pathlib import Path
+
+from ray.tune.trainable import wrap_function
+
+from orchestrator.cli import main
+from orchestrator.sweep import tuner
+
+
+class Dying(wrap_function(tuner.run_pack)):
+    def reset_config(self, config):
+        died = Path(os.environ["HOME"]) / "died"
+        if not died.exists():
+            died.touch()
+            os._exit(1)
+        return super().reset_config(config)
+
+
+tuner.run_pack = Dying
+sys.exit(main())
 """
 
 
@@ -200,6 +225,30 @@ def test_a_machine_without_memory_is_said_to_be_one_and_a_sweep_that_only_fails_
     failures = [(record["kind"], record["again"]) for record in journal if record["event"] == "pack_failed"]
     assert failures == [("host_memory", True), ("host_memory", False)]
     assert journal[-1]["reason"] == "failures"
+
+
+def test_a_pack_whose_worker_dies_before_it_begins_is_tried_again(tmp_path: Path) -> None:
+    """Ray Tune itself gives such a pack up, though it is told to try everything again."""
+    (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "command.py").write_text(DIES_BETWEEN_PACKS)
+    overrides = ["format=[fp32,E4M3,E5M2]", "resources.cpu=2", "steps=20"]
+    command = [sys.executable, "command.py", "sweep", "space.yaml", *overrides]
+    ended = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "died").exists()
+    journal = records(tmp_path / "runs" / "fragile")
+    failures = [(record["kind"], record["again"]) for record in journal if record["event"] == "pack_failed"]
+    assert failures == [("lost", True)], journal
+    assert sum(record["event"] == "lane_ended" and record["reason"] == "completed" for record in journal) == 6
+    assert journal[-1]["reason"] == "finished"
 
 
 def test_a_pytorch_that_kills_whoever_loads_it_ends_the_sweep_and_not_its_driver(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 
 from orchestrator.results.journal import Journal, SweepState
 from orchestrator.sweep.progress import Progress
-from orchestrator.sweep.retries import ADVICE, Action, Brake, Failure, Kind, decide, failure_from
+from orchestrator.sweep.retries import ADVICE, Action, Brake, Failure, Kind, decide, failure_from, is_told_again
 from orchestrator.sweep.stopping import Decision
 
 #: Characters of an error in the journal; all of it is in the attempt's ``error.txt``.
@@ -55,6 +55,8 @@ class SweepObserver(TrialProgressCallback):
         self._stops: dict[str, Decision] = {}
         #: The last error of every pack that failed and has not been started again.
         self.failed: dict[str, str] = {}
+        #: Those that failed, are to be tried again, and have not been started again.
+        self.waiting: set[str] = set()
         #: Packs that have a worker.
         self.running: set[str] = set()
         #: Packs that saved a checkpoint because they were asked to.
@@ -77,6 +79,7 @@ class SweepObserver(TrialProgressCallback):
         """A pack was placed."""
         pack = trial.config["pack"]
         self.failed.pop(pack, None)
+        self.waiting.discard(pack)
         self.running.add(pack)
         self._brake.started(pack)
         self._journal.append({"event": "pack_started", "pack": pack})
@@ -124,14 +127,13 @@ class SweepObserver(TrialProgressCallback):
         self._again.discard(trial.config["pack"])
         self._progress.left(trial.config["pack"])
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tune gave a pack up; it asked `attempt_failed` before."""
-        self._gave_up(trial.config["pack"])
-
     def attempt_failed(self, trial: Trial) -> Action:
-        """An attempt failed; what is to be done about it."""
+        """An attempt failed; what is to be done about it, besides what was said of the same failure before."""
         pack = trial.config["pack"]
-        failure = _failure(trial)
+        error = _error(trial)
+        if is_told_again(error):
+            return "retry"
+        failure = failure_from(error)
         self.running.discard(pack)
         self._failures[pack].append(failure.kind)
         self._brake.failed(pack, failure)
@@ -148,15 +150,13 @@ class SweepObserver(TrialProgressCallback):
             {"event": "pack_failed", "pack": pack, "kind": failure.kind, "again": again, "error": self.failed[pack]}
         )
         if again:
+            self.waiting.add(pack)
             self._progress.retried(pack, self.failed[pack])
-        else:
-            self._gave_up(pack)
-        return action
-
-    def _gave_up(self, pack: str) -> None:
+            return action
         for key in self._living[pack]:
             self._progress.ended(key, "failed")
         self._progress.left(pack)
+        return action
 
     def _end(self, pack: str, end: Mapping[str, Any]) -> None:
         """Record an end, or that the audit spared it, once.
@@ -177,10 +177,10 @@ class SweepObserver(TrialProgressCallback):
         self._progress.ended(key, end["reason"])
 
 
-def _failure(trial: Trial) -> Failure:
-    """What Tune wrote down of a pack's last error.
+def _error(trial: Trial) -> str:
+    """What Tune wrote down of a pack's errors.
 
     Read from the driver's own file, because `Trial.get_error` looks where Tune copies that file to some seconds later.
     """
     path = Path(trial.error_file or "")
-    return failure_from(path.read_text(encoding="utf-8") if path.is_file() else "")
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

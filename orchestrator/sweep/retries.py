@@ -28,6 +28,9 @@ _TASK = re.compile(r"ray::[\w.]+\(\)")
 _KILLED_FOR_MEMORY = re.compile(r"killed due to the node running low on memory")
 _NODE_DIED = "its node has died"
 _MODULES = re.compile(r"^(\w+\.)+(?=\w+(: |$))")
+#: Before each error, as Tune writes them down one after another; and in it, the worker that is no more.
+_HEADING = "Failure # "
+_DEAD = re.compile(r"^\s*actor_id: (\w+)$", re.MULTILINE)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,7 +66,7 @@ def words_of(error: BaseException) -> str:
 
 def failure_from(text: str) -> Failure:
     """What an error's text says, as Tune writes it down: of several errors after one another the last is meant."""
-    block = text.rpartition("Failure # ")[2].strip()
+    block = text.rpartition(_HEADING)[2].strip()
     lines = [line.strip() for line in block.splitlines()] or ["unknown error"]
     own = [match for line in lines if (match := _OWN_WORDS.search(line))]
     if own:
@@ -75,6 +78,13 @@ def failure_from(text: str) -> Failure:
     if _TASK.search(block):
         return Failure("application", _MODULES.sub("", lines[-1]))
     return Failure("lost", next((line for line in lines if _NODE_DIED in line), _MODULES.sub("", lines[-1])))
+
+
+def is_told_again(text: str) -> bool:
+    """Whether the last error is the one before it: of a worker that dies between two packs Tune may tell twice."""
+    *_, before, last = ["", *text.split(_HEADING)]
+    dead = _DEAD.search(last)
+    return dead is not None and dead[1] in _DEAD.findall(before)
 
 
 def decide(kinds: Sequence[Kind], max_failures: int) -> Action:

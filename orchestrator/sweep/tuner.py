@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,24 @@ def run_sweep(
             progress.say("placing the first trials")
             resources = room_for(packs, plan.spec.resources, plan.corpus["vocabulary"], address)
             journal.append({"event": "resources_settled", **settled_resources(resources)})
-            asha = refilled(plan, records)
-            tuner = _tuner(plan, store, names, asha, observer, departure, wandb, resources)
-            with departure.answered():
-                tuner.fit()
+            while names:
+                asha = refilled(plan, records)
+                tuner = _tuner(plan, store, names, asha, observer, departure, wandb, resources)
+                with departure.answered():
+                    tuner.fit()
+                names = _let_go(names, observer, caught)
+                records = journal.read()
             progress.say("letting Ray go")
         journal.append({"event": "sweep_ended", "reason": _why_it_ended(observer, caught)})
     fatal = observer.fatal.message if observer.fatal else None
     return SweepOutcome(_interrupted(observer, caught), observer.failed, fatal, observer.damaged)
+
+
+def _let_go(packs: Sequence[str], observer: SweepObserver, caught: Caught) -> list[str]:
+    """Packs that are to be tried again and that Tune ended with: it does where a worker goes between two packs."""
+    if _interrupted(observer, caught) or observer.fatal is not None:
+        return []
+    return [pack for pack in packs if pack in observer.waiting]
 
 
 def _interrupted(observer: SweepObserver, caught: Caught) -> bool:

@@ -279,6 +279,17 @@ def test_a_pack_killed_for_the_machines_memory_is_tried_alone_once(driver: Drive
     assert "though the pack ran alone" in driver.observer.failed[pack]
 
 
+def test_a_loss_that_tune_tells_of_twice_is_one_loss(driver: Driver) -> None:
+    pack, loss = driver.packs[1], "The actor died.\n\tactor_id: a1\nkilled due to the node running low on memory\n"
+    told = f"Failure # 1 (occurred at x)\n{loss}"
+    assert driver.fail(pack, told) == "retry_alone"
+    assert driver.fail(pack, f"{told}Failure # 2 (occurred at x)\n{loss}") == "retry"
+    assert [record["event"] for record in driver.journal.read()].count("pack_failed") == 1
+    assert driver.observer.waiting == {pack}
+    driver.start(pack)
+    assert driver.observer.waiting == set()
+
+
 def test_many_failures_in_a_row_end_the_sweep(driver: Driver) -> None:
     answers = []
     for pack in driver.packs:

@@ -9,7 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.sweep.retries import Action, Brake, Failure, Kind, PackError, decide, failure_from, kind_of, words_of
+from orchestrator.sweep.retries import (
+    Action,
+    Brake,
+    Failure,
+    Kind,
+    PackError,
+    decide,
+    failure_from,
+    is_told_again,
+    kind_of,
+    words_of,
+)
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -98,6 +109,31 @@ Refer to the documentation: https://docs.ray.io/
 )
 def test_the_last_error_in_what_tune_wrote_down_counts(text: str, kind: Kind, message: str) -> None:
     assert failure_from(text) == (kind, message)
+
+
+def errors(*texts: str) -> str:
+    """Errors one after another, as Tune writes them down."""
+    return "".join(f"Failure # {i} (occurred at {i})\n{text}" for i, text in enumerate(texts, start=1))
+
+
+def dead(actor: str) -> str:
+    return LOST.replace("\tpid", f"\tactor_id: {actor}\n\tpid")
+
+
+@pytest.mark.parametrize(
+    ("text", "told_again"),
+    [
+        (errors(dead("a1")), False),
+        (errors(dead("a1"), dead("a1")), True),
+        (errors(dead("a1"), dead("a1"), dead("a2")), False),
+        (errors(dead("a1"), dead("a2"), dead("a1")), False),
+        (errors(TASK + "E: x", TASK + "E: x"), False),
+        (errors(LOST, LOST), False),
+        ("", False),
+    ],
+)
+def test_a_worker_dies_once_however_often_tune_tells_of_it(text: str, told_again: bool) -> None:
+    assert is_told_again(text) == told_again
 
 
 def test_a_sweep_that_only_fails_is_braked() -> None:
