@@ -22,7 +22,7 @@ from torch import Tensor
 
 from altgrad.quantization.formats import FORMAT_REGISTRY
 from altgrad.quantization.fused import engine
-from altgrad.quantization.kernels import round_nearest
+from altgrad.quantization.kernels import largest_magnitudes, round_nearest
 from altgrad.training.compiling import compiled
 from altgrad.training.config import ModelConfig, RunConfig
 from altgrad.training.corpus import Corpus, load_corpus
@@ -154,7 +154,7 @@ class _UncountedFlow(Flow):
     """Rounds activations and counts nothing."""
 
     def quantize(self, x: Tensor) -> Tensor:
-        scale = self.scaler.observe(x.abs().amax((-1, -2)).unsqueeze(0), self._slot).view(-1, 1, 1)
+        scale = self.scaler.observe(largest_magnitudes(x).unsqueeze(0), self._slot).view(-1, 1, 1)
         return round_nearest(x / scale, self._numbers) * scale
 
 
@@ -199,7 +199,7 @@ def _move_uncounted(parts: Sequence[Part], numbers: LaneNumbers, factor: Tensor)
         stack, grid = part.stack, part.grid
         part.optimizer.step(stack, stack.gradient * per_lane(factor, stack.gradient), numbers)
         if grid is not None:
-            scale = per_lane(grid.scaler.observe(stack.stored.abs().amax((-1, -2)), grid._slot), stack.stored)
+            scale = per_lane(grid.scaler.observe(largest_magnitudes(stack.stored), grid._slot), stack.stored)
             stack.working.copy_(round_nearest(stack.stored / scale, grid.numbers) * scale)
 
 

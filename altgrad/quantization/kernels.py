@@ -30,6 +30,15 @@ _ONE = 127 << 23
 _TALL, _LIFT = 217 << 23, 32 << 23
 
 
+def largest_magnitudes(x: Tensor, keepdim: bool = False) -> Tensor:
+    """Of float32 matrices ``(..., m, n)`` one each, ``(...)``; NaN where a matrix has any.
+
+    >>> largest_magnitudes(torch.tensor([[1.0, -2.0], [0.0, 0.5]]))
+    tensor(2.)
+    """
+    return (x.view(torch.int32) & MAGNITUDE).amax((-1, -2), keepdim).view(torch.float32)
+
+
 class FormatNumbers(NamedTuple):
     """The numbers of one format a lane, each of shape ``(lanes,)`` (or a view that broadcasts against the data).
 
@@ -209,9 +218,9 @@ def round_and_count(
     v = _clamped(v, n)
     magnitude = v.view(torch.int32) & MAGNITUDE
     # One after another: eagerly the marks of one count lie where those of the last one lay.
-    at_end = count((magnitude - edges.below_end).clamp_(0, 1))
-    kept = count((magnitude - edges.to_zero).clamp_(0, 1))
-    return _rounded(v, n), at_end, count(magnitude.clamp_max_(1)) - kept
+    at_end = -count((edges.below_end - magnitude).bitwise_right_shift_(31))
+    lost = count((edges.to_zero - magnitude).bitwise_right_shift_(31)) + count(magnitude.clamp_max_(1))
+    return _rounded(v, n), at_end, lost
 
 
 def round_to_rungs(v: Tensor, n: FormatNumbers) -> tuple[Tensor, Tensor]:

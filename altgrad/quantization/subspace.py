@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from altgrad.quantization.kernels import largest_magnitudes
+
 #: Added to the diagonal of correlations of unit vectors, so that dependent ones have a Cholesky factor in float32.
 _RIDGE = 1e-6
 #: Rows of stacks are worked on together, padded with zeros, where the longest are not longer than this times others.
@@ -101,7 +103,7 @@ def _places(lengths: Sequence[int]) -> list[list[int]]:
 def _images_together(stacks: Sequence[Tensor], places: list[int]) -> _Images:
     k, length = (max(rows.shape[axis] for rows in stacks) for axis in (-2, -1))
     rows = torch.cat([F.pad(rows, (0, length - rows.shape[-1], 0, k - rows.shape[-2])) for rows in stacks])
-    largest = torch.maximum(rows.amax((-1, -2), keepdim=True), -rows.amin((-1, -2), keepdim=True))
+    largest = largest_magnitudes(rows, keepdim=True)
     rows = rows.div_(torch.where(_usable(largest), largest, 1.0))
     lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     units = rows.div_(torch.where(lengths > 0, lengths, 1.0))

@@ -14,6 +14,7 @@ from altgrad.quantization.kernels import (
     FormatNumbers,
     format_edges,
     format_numbers,
+    largest_magnitudes,
     random_bits,
     round_and_count,
     round_nearest,
@@ -122,7 +123,7 @@ class WeightGrid:
         self._next_rungs = stack.zeros(self.rungs.dtype)
         #: The scale of the step, ``(n, L)``.
         self.frozen: Tensor
-        self.scaler.observe(_amax(stack.stored), self.scaler.slot(0))
+        self.scaler.observe(largest_magnitudes(stack.stored), self.scaler.slot(0))
         self._project(stack)
         self.begin(0)
 
@@ -139,7 +140,7 @@ class WeightGrid:
         """Round what the optimizer left in ``stack.stored`` under the step's scale, set the working weights, and choose
         the scale of the next step."""
         scale = per_lane(self.frozen, stack.stored)
-        amax = _amax(stack.stored)
+        amax = largest_magnitudes(stack.stored)
         v = stack.stored / scale
         q, after = self._rounded(v)
         copy_whole(self._next_rungs, after)
@@ -212,11 +213,6 @@ class WeightGrid:
             stack.stored.copy_(torch.where(self._on_grid, value, stack.stored))
 
 
-def _amax(x: Tensor) -> Tensor:
-    # The sign of a zero would depend on how many lanes there are.
-    return torch.maximum(x.amax((-1, -2)), -x.amin((-1, -2))).abs()
-
-
 class _StraightThrough(torch.autograd.Function):
     """The quantized value forward, the gradient unchanged backward."""
 
@@ -284,7 +280,7 @@ class Flow:
         if not self._training:
             scale = self.scaler.scale.view(-1, 1, 1)
             return round_nearest(x / scale, self._numbers).mul_(scale)
-        amax = _amax(x)
+        amax = largest_magnitudes(x)
         undefined = torch.where(amax.isfinite(), self._undefined, torch.nan)
         scale = self.scaler.observe(amax.unsqueeze(0), self._slot).view(-1, 1, 1)
         q, at_end, lost = round_and_count(x / scale, self._numbers, self._edges, count)

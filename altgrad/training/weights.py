@@ -10,6 +10,7 @@ from torch import Tensor
 
 #: Elements: what keeps every tensor of a stack on cache lines of its own.
 _GAP = 64
+_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class Stack:
@@ -85,9 +86,10 @@ def lane_sum(x: Tensor) -> Tensor:
 def copy_whole(target: Tensor, numbers: Tensor) -> None:
     """Set a tensor of narrow integers from int32 ones that fit.
 
-    Compiled code for AVX2 turns floats into bytes by vector instructions, but integers one at a time.
+    Compiled code for AVX2 turns floats into bytes by vector instructions, but integers one at a time; AVX512 has one
+    instruction for integers.
     """
-    target.copy_(numbers.float() if torch.compiler.is_compiling() else numbers)
+    target.copy_(numbers.float() if torch.compiler.is_compiling() and not _HAS_AVX512 else numbers)
 
 
 def count(numbers: Tensor, most: int = 1) -> Tensor:
