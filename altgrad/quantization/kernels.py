@@ -208,7 +208,7 @@ def round_and_count(
         v: float32 values divided by the scale.
         n: the format's numbers.
         edges: its thresholds.
-        count: how marks are counted: int32 of the shape of ``v``, 0 or 1, to their sum along any dimensions.
+        count: how marks are counted: int32 of the shape of ``v``, 0, 1 or -1, to their sum along any dimensions.
 
     >>> from altgrad.quantization.formats import E4M3
     >>> v = torch.tensor([0.0, 0.0009, 0.3, -440.0])

@@ -77,8 +77,7 @@ def run_sweep(
     leave_the_jobs_folder(store)
     wandb = wandb_mode(plan.spec.wandb.mode)
     journal = Journal(store)
-    records = journal.read()
-    state = SweepState.from_records(plan.to_dict(), records)
+    state = SweepState.from_records(plan.to_dict(), journal.read())
     packs = [pack for pack in plan.packs if pack.pack in {*state.unfinished, *again}]
     names = [pack.pack for pack in packs]
     limits = (plan.spec.max_failures, plan.spec.max_consecutive_failures)
@@ -93,12 +92,11 @@ def run_sweep(
             resources = room_for(packs, plan.spec.resources, plan.corpus["vocabulary"], address)
             journal.append({"event": "resources_settled", **settled_resources(resources)})
             while names:
-                asha = refilled(plan, records)
+                asha = refilled(plan, journal.read())
                 tuner = _tuner(plan, store, names, asha, observer, departure, wandb, resources)
                 with departure.answered():
                     tuner.fit()
                 names = _let_go(names, observer, caught)
-                records = journal.read()
             progress.say("letting Ray go")
         journal.append({"event": "sweep_ended", "reason": _why_it_ended(observer, caught)})
     fatal = observer.fatal.message if observer.fatal else None
