@@ -4,8 +4,8 @@ Every value of an 8-bit format times a power of two is exact in bf16. So where b
 quantized, multipliers of bf16 that add in float32 lose nothing: only the order of addition is another, as between any
 two float32 libraries. A product with one operand in full precision stays in float32.
 
-On GPUs that means tensor cores. On CPUs it is a permission: oneDNN multiplies in bf16 where that is fastest, and
-elsewhere in float32 (docs/decisions/0010-bf16-products.md says what that gains).
+On GPUs that means tensor cores, on CPUs a kernel of our own in compiled programs. Eagerly it is a permission there:
+oneDNN multiplies in bf16 or in float32, as it likes (docs/decisions/0010-bf16-products.md says what all that gains).
 
 Shapes: L lanes; products are ``(L, m, k) @ (L, k, n)``.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantization.formats import FP8Format
+from altgrad.training.bf16_bmm import native_bmm_bf16
 from altgrad.training.config import RunConfig
 
 #: Mantissa bits of bf16.
@@ -75,11 +76,17 @@ def bmm_bf16(a: Tensor, b: Tensor) -> Tensor:
         switch.fp32_precision = usual
 
 
-#: The same, as something that a compiler leaves as it is. Eagerly a custom operator imports the compiler: two seconds.
-_bmm_bf16_opaque = torch.library.custom_op("altgrad::bmm_bf16", bmm_bf16, mutates_args=())
+@torch.library.custom_op("altgrad::bmm_bf16", mutates_args=())
+def bmm_bf16_compiled(a: Tensor, b: Tensor) -> Tensor:
+    """The same in compiled programs, on CPUs by a kernel of our own: that needs a compiler.
+
+    As an operator, which the compiler leaves as it is. Eagerly one would import the compiler: two seconds.
+    """
+    native = None if a.is_cuda else native_bmm_bf16()
+    return (native or bmm_bf16)(a, b)
 
 
-@_bmm_bf16_opaque.register_fake
+@bmm_bf16_compiled.register_fake
 def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
@@ -87,7 +94,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 def multiply(a: Tensor, b: Tensor, spans: Spans) -> Tensor:
     """``a @ b``, each lane in its own way."""
     if len(spans) == 1:
-        exact = _bmm_bf16_opaque if torch.compiler.is_compiling() else bmm_bf16
+        exact = bmm_bf16_compiled if torch.compiler.is_compiling() else bmm_bf16
         return exact(a, b) if spans[0].exact else torch.bmm(a, b)
     pieces = [multiply(a[s.start : s.stop], b[s.start : s.stop], (Span(0, s.stop - s.start, s.exact),)) for s in spans]
     return torch.cat(pieces)

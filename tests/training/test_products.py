@@ -3,7 +3,7 @@
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,22 +11,28 @@ import pytest
 import torch
 from small_runs import assert_same_rows, lane_rows, run, small, steps_from_equal_states
 from torch import Tensor
+from torch._inductor.codecache import CppCodeCache
 
 from altgrad.quantization.formats import BF16, E2M5, E4M3, E5M2, FP8_FORMATS, FP16, FP32, FP8Format
 from altgrad.quantization.kernels import format_numbers, round_nearest
 from altgrad.training import lanes as lanes_module
 from altgrad.training import products
+from altgrad.training.bf16_bmm import native_bmm_bf16
 from altgrad.training.config import RunConfig
 from altgrad.training.corpus import Corpus
 from altgrad.training.lanes import Lanes
 from altgrad.training.precision import Scaler
-from altgrad.training.products import bmm_bf16, is_exact_in_bf16, multiply, product_of
+from altgrad.training.products import bmm_bf16, bmm_bf16_compiled, is_exact_in_bf16, multiply, product_of
+
+#: A product in bf16: (L, m, k), (L, k, n) -> (L, m, n).
+Bmm = Callable[[Tensor, Tensor], Tensor]
 
 CPU = torch.device("cpu")
 #: Below this bf16 hardware may take a magnitude for zero.
 LEAST_NORMAL = 2.0**-126
 #: (m, k, n): nanoGPT's forward products at its CPU size, the wider model's, and some that fill no vector.
-SHAPES = [(768, 128, 384), (768, 128, 128), (768, 128, 512), (768, 512, 128), (1024, 384, 1536), (5, 3, 7), (1, 1, 1)]
+SHAPES = [(768, 128, 384), (768, 128, 128), (768, 128, 512), (768, 512, 128), (1024, 384, 1536)]
+SHAPES += [(65, 129, 67), (33, 513, 80), (5, 3, 7), (1, 9, 1), (7, 1, 3), (1, 1, 1)]
 #: Whether PyTorch hands a product to the bf16 library depends on its size; the first is below, three of it are above.
 LANE_SHAPES = [(16, 8, 32), (64, 32, 96), (64, 128, 32), (768, 128, 256), (768, 512, 128)]
 ALL_THREE = ("weights", "activations", "gradients")
@@ -35,6 +41,12 @@ ALL_THREE = ("weights", "activations", "gradients")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=[bmm_bf16, bmm_bf16_compiled], ids=["eager", "compiled"])
+def bmm(request: pytest.FixtureRequest) -> Bmm:
+    """Both ways of multiplying in bf16."""
+    return request.param
 
 
 @pytest.fixture
@@ -104,34 +116,53 @@ class TestBits:
 
 class TestProduct:
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_equals_float64_where_float32_adds_without_rounding(self, shape: tuple[int, int, int]) -> None:
+    def test_equals_float64_where_float32_adds_without_rounding(self, shape: tuple[int, int, int], bmm: Bmm) -> None:
         m, k, n = shape
         x, w, gradient = (torch.randint(-64, 65, (2, *s)).float() for s in ((m, k), (k, n), (m, n)))
         for a, b in ((x, w), (gradient, w.mT), (x.mT, gradient)):
-            assert torch.equal(bmm_bf16(a, b).double(), a.double() @ b.double())
+            assert torch.equal(bmm(a, b).double(), a.double() @ b.double())
 
     @pytest.mark.parametrize("format", [E2M5, E4M3, E5M2], ids=lambda format: format.name)
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_errs_as_float32_does(self, shape: tuple[int, int, int], format: FP8Format) -> None:
+    def test_errs_as_float32_does(self, shape: tuple[int, int, int], format: FP8Format, bmm: Bmm) -> None:
         for a, b in three_products(*shape, lanes=1, format=format):
             exact, size = a.double() @ b.double(), a.abs().double() @ b.abs().double()
-            ours, theirs = bmm_bf16(a, b) - exact, torch.bmm(a, b) - exact
+            ours, theirs = bmm(a, b) - exact, torch.bmm(a, b) - exact
             # Measured over all formats: 1.9 times, and 6e-7 (float32 itself 3e-7). Sums in bf16 would err by 1e-3.
             assert ours.norm() <= 3 * theirs.norm()
             assert (ours.abs() <= 1e-6 * size).all()
 
-    def test_magnitudes_below_float32s_normal_range_are_all_that_may_be_lost(self) -> None:
+    def test_magnitudes_below_float32s_normal_range_are_all_that_may_be_lost(self, bmm: Bmm) -> None:
         a = torch.full((1, 64, 64), LEAST_NORMAL / 4)
         a[:, :, 1] = 2.0**-20
         b = torch.ones(1, 64, 64)
-        assert ((bmm_bf16(a, b) - torch.bmm(a, b)).abs() <= 64 * LEAST_NORMAL).all()
+        assert ((bmm(a, b) - torch.bmm(a, b)).abs() <= 64 * LEAST_NORMAL).all()
+
+    def test_takes_operands_however_they_lie(self, bmm: Bmm) -> None:
+        a, b = operand(E4M3, 3, 80, 66), operand(E4M3, 3, 66, 70)
+        views = [
+            (torch.cat([a, a], 2)[:, :, :66], torch.cat([b, b], 1)[:, :66]),
+            (a.mT.contiguous().mT, b.mT.contiguous().mT),
+            (a.repeat_interleave(2, 2)[:, :, ::2], b.repeat_interleave(3, 1)[:, ::3]),
+            (torch.stack([a, a], 3)[..., 1], torch.stack([b, b], 3)[..., 0]),
+            (a.transpose(0, 1).contiguous().transpose(0, 1), b.permute(2, 1, 0).contiguous().permute(2, 1, 0)),
+        ]
+        for left, right in views:
+            assert torch.equal(left, a)
+            assert torch.equal(right, b)
+            assert torch.equal(bmm(left, right), bmm(a, b))
+
+    def test_operands_that_do_not_fit_are_refused(self, bmm: Bmm) -> None:
+        for shape in ((1, 63, 64), (2, 64, 64)):
+            with pytest.raises((RuntimeError, ValueError)):
+                bmm(torch.ones(1, 64, 64), torch.ones(shape))
 
     @pytest.mark.parametrize("lost", [torch.inf, torch.nan])
-    def test_a_lane_that_blew_up_stays_so_and_harms_no_other(self, lost: float) -> None:
+    def test_a_lane_that_blew_up_stays_so_and_harms_no_other(self, lost: float, bmm: Bmm) -> None:
         a, b = operand(E5M2, 2, 64, 64), operand(E5M2, 2, 64, 64)
-        healthy = bmm_bf16(a, b)
+        healthy = bmm(a, b)
         a[0, 3] = lost
-        product = bmm_bf16(a, b)
+        product = bmm(a, b)
         assert not product[0, 3].isfinite().any()
         assert torch.equal(product[1], healthy[1])
 
@@ -139,12 +170,12 @@ class TestProduct:
 class TestLanes:
     @pytest.mark.parametrize("threads", [1, 2])
     @pytest.mark.parametrize("shape", LANE_SHAPES, ids=str)
-    def test_together_are_as_alone(self, shape: tuple[int, int, int], threads: int) -> None:
+    def test_together_are_as_alone(self, shape: tuple[int, int, int], threads: int, bmm: Bmm) -> None:
         torch.set_num_threads(threads)
         # bf16 itself has the most bits: nearly every sum is rounded, so another order of addition shows.
         for a, b in three_products(*shape, lanes=5, format=BF16):
-            alone = [bmm_bf16(a[i : i + 1], b[i : i + 1]) for i in range(5)]
-            assert torch.equal(bmm_bf16(a, b), torch.cat(alone))
+            alone = [bmm(a[i : i + 1], b[i : i + 1]) for i in range(5)]
+            assert torch.equal(bmm(a, b), torch.cat(alone))
 
     @pytest.mark.parametrize("exact", [[True, True, False], [False, True, False], [True, False, True]], ids=str)
     def test_that_differ_are_each_as_alone(self, exact: list[bool]) -> None:
@@ -263,4 +294,34 @@ def test_eager_products_do_not_import_the_compiler() -> None:
 
 
 def test_compiled_products_keep_their_operator() -> None:
-    torch.library.opcheck(products._bmm_bf16_opaque, (torch.ones(2, 64, 64), torch.ones(2, 64, 64)))
+    torch.library.opcheck(products.bmm_bf16_compiled, (torch.ones(2, 64, 64), torch.ones(2, 64, 64)))
+
+
+class TestNative:
+    """The kernel that compiled programs multiply with."""
+
+    @pytest.fixture(autouse=True)
+    def fresh(self) -> Iterator[None]:
+        native_bmm_bf16.cache_clear()
+        yield
+        native_bmm_bf16.cache_clear()
+
+    @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="no bf16 products here")
+    def test_is_built_where_the_processor_has_such_products(self) -> None:
+        assert native_bmm_bf16() is not None
+
+    def test_is_nowhere_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        assert native_bmm_bf16() is None
+
+    def test_that_cannot_be_built_is_done_without(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fails(source: str) -> None:
+            raise RuntimeError("no such header")
+
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        monkeypatch.setattr(CppCodeCache, "load", fails)
+        a, b = operand(E5M2, 1, 64, 64), operand(E5M2, 1, 64, 64)
+        assert torch.equal(bmm_bf16_compiled(a, b), bmm_bf16(a, b))
+        assert "no such header" in caplog.text
