@@ -47,16 +47,39 @@ def subspace_step(
     return torch.cat([norms[i] for i in range(len(stacks))]), _following(images, others)
 
 
-def follow_subspace(stacks: Sequence[Tensor], vectors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """The rows that `subspace_step` returns, without the norms.
+def filter_subspace(
+    stacks: Sequence[Tensor], vectors: Sequence[Tensor], others: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Come nearer to the leading singular vectors: four products that are worth seven and more of `subspace_step`.
 
-    >>> matrix = torch.diag(torch.tensor([1.0, 3.0])).unsqueeze(0)
-    >>> start = torch.eye(2).unsqueeze(0)
-    >>> (left,) = follow_subspace([matrix], [start], [start])
-    >>> torch.equal(left, subspace_step([matrix], [start], [start])[1][0])
-    True
+    Chebyshev-filtered subspace iteration (Zhou, Saad, Tiago, Chelikowsky, J. Comput. Phys. 219, 2006) of degree 2:
+    with ``A`` the matrices' squares on the side of ``vectors`` and ``b`` about the smallest of the eigenvalues that are
+    followed, ``A^2 - b A + b^2 / 8`` is small for all below ``b`` and grows faster above it than any other square. The
+    vectors are made orthonormal after every product, so that none is lost where one stands out.
+
+    Args and shapes: as `subspace_step`.
+
+    Returns:
+        The rows to go on with on the side of ``vectors``, and those on the side of ``others``; where a matrix is zero
+        or not finite, what was given.
+
+    >>> matrix = torch.diag(torch.tensor([1.0, 3.0, 2.9])).unsqueeze(0)
+    >>> right = left = torch.linalg.qr(torch.tensor([[1.0, 1.0], [1.0, 2.0], [1.0, 4.0]])).Q.mT.unsqueeze(0)
+    >>> for _ in range(4):
+    ...     (right,), (left,) = filter_subspace([matrix], [right], [left])
+    >>> round(subspace_step([matrix], [right], [left])[0].item(), 4)
+    3.0
     """
-    return _following(_images(stacks, vectors), others)
+    back = [w.mT for w in stacks]
+    first = _images(stacks, vectors)
+    others = _following(first, others)
+    second = _images(back, others)
+    nearer = _following(second, vectors)
+    third = _images(stacks, nearer)
+    others = _following(third, others)
+    triangles = zip(*map(_triangles, (first, second, third)), strict=True)
+    rows = list(map(_filtered, back, others, nearer, vectors, triangles))
+    return _following(_grouped(rows), nearer), others
 
 
 class _Images(NamedTuple):
@@ -71,8 +94,9 @@ class _Images(NamedTuple):
     #: ``(B, 1, 1)``.
     lengths: Tensor
     largest: Tensor
-    #: Products of the unit rows with one another, ``(B, k, k)``.
+    #: Products of the unit rows with one another, ``(B, k, k)``, and what makes them orthonormal, lower triangular.
     correlations: Tensor
+    orthonormalizing: Tensor
 
     def split(self, values: Tensor) -> list[tuple[int, Tensor]]:
         """``(B, ...)`` by stack, each with its place."""
@@ -85,8 +109,49 @@ class _Images(NamedTuple):
         return torch.where(largest == 0, 0.0, torch.where(_usable(largest), norm, torch.nan)).flatten()
 
 
+class _Triangle(NamedTuple):
+    """What takes the images of one stack's vectors, measured in ``unit``, to orthonormal rows."""
+
+    #: ``(B, k, k)``, lower triangular.
+    matrix: Tensor
+    #: ``(B, 1, 1)``.
+    unit: Tensor
+
+
+def _triangles(images: Sequence[_Images]) -> list[_Triangle]:
+    """One of each stack, in order."""
+    found: dict[int, _Triangle] = {}
+    for of in images:
+        matrices = of.split(of.orthonormalizing / _or_one(of.lengths > 0, of.lengths).mT)
+        units = of.split(of.largest)
+        found |= {place: _Triangle(matrix, unit) for (place, matrix), (_, unit) in zip(matrices, units, strict=True)}
+    return [found[place] for place in sorted(found)]
+
+
+def _filtered(
+    back: Tensor, others: Tensor, nearer: Tensor, vectors: Tensor, triangles: tuple[_Triangle, _Triangle, _Triangle]
+) -> Tensor:
+    """Rows that span what the polynomial of `filter_subspace` makes of ``vectors``: ``(B, k, n)``.
+
+    ``nearer`` are ``vectors`` after two products, ``others`` after three. What each product was divided by to become
+    orthonormal divides the polynomial's lower terms too. All is in the unit of the third product, so nothing overflows;
+    where that is 0 or not finite, rows are NaN.
+    """
+    k = vectors.shape[-2]
+    (one, unit_one), (two, unit_two), (three, unit) = ((of.matrix[:, :k, :k], of.unit) for of in triangles)
+    # The reciprocal of a triangle's diagonal tells how far each vector's image leads beyond those before it.
+    edge = three.diagonal(dim1=-2, dim2=-1).amax(-1).square().reciprocal().view(-1, 1, 1)
+    rows = torch.bmm(others / unit, back.mT)
+    rows.baddbmm_(edge * three, nearer, alpha=-1)
+    constant = edge.square() / 8 * (unit / unit_two) * (unit / unit_one)
+    return rows.baddbmm_(constant * (three @ two @ one), vectors)
+
+
 def _images(stacks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[_Images]:
-    rows = [torch.bmm(v, w.mT) for v, w in zip(vectors, stacks, strict=True)]
+    return _grouped([torch.bmm(v, w.mT) for v, w in zip(vectors, stacks, strict=True)])
+
+
+def _grouped(rows: Sequence[Tensor]) -> list[_Images]:
     return [_images_together([rows[i] for i in places], places) for places in _places([of.shape[-1] for of in rows])]
 
 
@@ -104,20 +169,26 @@ def _images_together(stacks: Sequence[Tensor], places: list[int]) -> _Images:
     k, length = (max(rows.shape[axis] for rows in stacks) for axis in (-2, -1))
     rows = torch.cat([F.pad(rows, (0, length - rows.shape[-1], 0, k - rows.shape[-2])) for rows in stacks])
     largest = largest_magnitudes(rows, keepdim=True)
-    rows = rows.div_(torch.where(_usable(largest), largest, 1.0))
+    rows = rows.div_(_or_one(_usable(largest), largest))
     lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    units = rows.div_(torch.where(lengths > 0, lengths, 1.0))
-    return _Images(places, [len(rows) for rows in stacks], units, lengths, largest, torch.bmm(units, units.mT))
+    units = rows.div_(_or_one(lengths > 0, lengths))
+    correlations = torch.bmm(units, units.mT)
+    counts = [len(rows) for rows in stacks]
+    return _Images(places, counts, units, lengths, largest, correlations, _orthonormalizing(correlations))
 
 
 def _following(images: Sequence[_Images], others: Sequence[Tensor]) -> list[Tensor]:
     following = list(others)
     for of in images:
-        orthonormal = torch.bmm(_orthonormalizing(of.correlations), of.units)
+        orthonormal = torch.bmm(of.orthonormalizing, of.units)
         for (i, rows), (_, usable) in zip(of.split(orthonormal), of.split(_usable(of.largest)), strict=True):
             other = others[i]
             following[i] = torch.where(usable, rows[:, : other.shape[-2], : other.shape[-1]], other)
     return following
+
+
+def _or_one(where: Tensor, divisor: Tensor) -> Tensor:
+    return torch.where(where, divisor, 1.0)
 
 
 def _usable(largest: Tensor) -> Tensor:

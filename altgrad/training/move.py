@@ -14,7 +14,7 @@ from torch import Tensor
 from altgrad.training.compiling import compiled
 from altgrad.training.lane_optimizer import LaneNumbers
 from altgrad.training.part import MOVED, Part
-from altgrad.training.ranks import SPECTRA, Sides, follow, products, stable_ranks
+from altgrad.training.ranks import EARLY_STEPS, SPECTRA, Sides, sharpen, stable_ranks
 
 #: What `move` measures of every matrix.
 COLUMNS = (*MOVED, "rescale_flips", "stable_rank", *SPECTRA)
@@ -70,10 +70,10 @@ def _rescale(matrices: Sequence[Part]) -> Tensor | float:
 def _stable_ranks(matrices: Sequence[Part], programs: Programs, step: int) -> Tensor:
     """Float64, one of each matrix and lane."""
     sides = [part.ranks.sides for part in matrices if part.ranks]
-    *first, last = (product % 2 == 0 for product in products(step))
-    for from_right in first:
-        follow(sides, from_right)
-    return programs.stable_ranks(sides, last)
+    from_right = step % 2 == 1
+    if step <= EARLY_STEPS:
+        sharpen(sides, from_right)
+    return programs.stable_ranks(sides, from_right)
 
 
 def _move(parts: Sequence[Part], numbers: LaneNumbers, factor: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from altgrad.quantization.kernels import uniform_bits
 from altgrad.quantization.rank_health import SpectralStats, spectral_stats
-from altgrad.quantization.subspace import follow_subspace, subspace_step
+from altgrad.quantization.subspace import filter_subspace, subspace_step
 from altgrad.training.weights import Stack, lane_sum
 
 #: Singular vectors that are followed. With these numbers stable rank is within 1 % at every step of a run of nanoGPT's
 #: CPU size; with one vector it is up to 65 % too high while the first directions of learning outgrow the random start.
 _VECTORS = 8
-#: Products of the vectors with the initial weights, with those of each of the early steps of training, in which the
-#: directions are born, and of each later one; and how many steps are early.
-_FIRST, _EARLY, _LATER, EARLY_STEPS = 40, 9, 1, 200
+#: Filters of the vectors with the initial weights, and how many steps of training are early: the directions are born in
+#: them, so each has a filter before its product.
+_FIRST, EARLY_STEPS = 5, 200
 
 #: The columns of `RankObserver.spectra`, NaN between rank checks.
 SPECTRA = (
@@ -51,8 +51,8 @@ class RankObserver:
         self.right = _orthonormal(k, columns, stack)
         #: Views of the stored weights and of both, without the lanes' axis.
         self.sides = Sides(*(each.flatten(0, 1) for each in (stack.stored, self.left, self.right)))
-        for i in range(_FIRST):
-            follow([self.sides], from_right=i % 2 == 0)
+        for _ in range(_FIRST):
+            sharpen([self.sides], from_right=True)
 
     @staticmethod
     def spectra(stack: Stack) -> Tensor:
@@ -73,23 +73,18 @@ def _orthonormal(count: int, length: int, stack: Stack) -> Tensor:
     return torch.linalg.qr(rows).Q.mT.repeat(*stack.stored.shape[:2], 1, 1)
 
 
-def products(step: int) -> range:
-    """The products that a step of training takes, counted from the first step's: even ones are from the right."""
-    return range(_products_until(step - 1), _products_until(step))
-
-
-def _products_until(step: int) -> int:
-    return _EARLY * min(step, EARLY_STEPS) + _LATER * max(0, step - EARLY_STEPS)
-
-
-def follow(stacks: Sequence[Sides], from_right: bool) -> None:
-    """One product, for the vectors' sake: from the right singular vectors to the left ones, or back."""
+def sharpen(stacks: Sequence[Sides], from_right: bool) -> None:
+    """Four products for the vectors' sake, two there and two back, from the right singular vectors or the left ones."""
     matrices, vectors, others = _turned(stacks, from_right)
-    _keep(others, follow_subspace(matrices, vectors, others))
+    for kept, found in zip((vectors, others), filter_subspace(matrices, vectors, others), strict=True):
+        _keep(kept, found)
 
 
 def stable_ranks(stacks: Sequence[Sides], from_right: bool) -> Tensor:
-    """Stable ranks (arXiv 1906.04659) of all matrices in order, float64, from one product."""
+    """Stable ranks (arXiv 1906.04659) of all matrices in order, float64, from one product.
+
+    It goes from the right singular vectors to the left ones, or back; the next step's goes the other way.
+    """
     matrices, vectors, others = _turned(stacks, from_right)
     norms, following = subspace_step(matrices, vectors, others)
     _keep(others, following)
