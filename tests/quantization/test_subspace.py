@@ -153,6 +153,25 @@ def test_stacks_of_different_shapes_go_together_as_alone() -> None:
         torch.testing.assert_close(following[i], after, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64), (40, 200)], ids=str)
+def test_a_filter_is_its_polynomial(shape: tuple[int, int], scale: float) -> None:
+    """The same rows are spanned as by the polynomial of the matrix's square, formed in float64."""
+    matrix, (right, left) = normal(*shape), start(normal(1, *shape))
+    (found,), _ = filter_subspace([matrix[None] * scale], [right], [left])
+
+    def orthonormal(rows: Tensor) -> Tensor:
+        return torch.linalg.qr(rows.mT).Q.mT
+
+    w, v = matrix.double(), right[0].double()
+    square = w.mT @ w
+    nearer = orthonormal(orthonormal(v @ w.mT) @ w) @ w.mT
+    edge = torch.linalg.cholesky(nearer @ nearer.mT).diagonal().min() ** 2
+    spanned = orthonormal(v @ (square @ square - edge * square + edge**2 / 8 * torch.eye(len(square))))
+    rows = found[0].double()
+    assert (rows - rows @ spanned.mT @ spanned).norm() < 1e-5
+
+
 def test_a_filter_finds_a_new_direction_with_fewer_products() -> None:
     matrices = normal(20, 128, 512)
     _, known = followed(there_and_back, matrices, start(matrices), turns=40)
